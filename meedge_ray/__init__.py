@@ -1,0 +1,1 @@
+"""Neural networks that keep answering when their memory and their processor are taken away."""

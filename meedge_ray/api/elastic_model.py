@@ -1,0 +1,204 @@
+"""The `ElasticModel` manifest: a pre-trained model, its data, and the zoo of branches to train for it.
+
+Fields are camelCase as in Kubernetes, numbers with a fraction are written as quantities in quotes ("0.001"), and an
+unknown field is refused.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
+
+
+class Spec(BaseModel):
+    """Base of everything read from a manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=False)
+
+
+def _decimal(text: str) -> str:
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(f'{text!r} is no decimal number; write it in quotes, such as "0.001"')
+    return text
+
+
+def _text(value: object) -> object:
+    if isinstance(value, float):
+        raise ValueError(f'specs hold no floats; write it in quotes: "{value}"')
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Decimal = Annotated[str, BeforeValidator(_text), AfterValidator(_decimal)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
+
+
+class Metadata(Spec):
+    """The object's name, and labels that only people and selectors read."""
+
+    name: Name
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Pretrain(Spec):
+    """How to train the backbone where it comes without weights."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    learning_rate: Decimal = "0.001"
+
+
+class Model(Spec):
+    """The backbone and its weights."""
+
+    architecture: str = Field(
+        min_length=1,
+        description="a reference backbone (lenet, alexnet, vgg16, resnet20, resnet110, any resnet of depth 6n+2), "
+        "torchvision/NAME, or your own as package.module:callable",
+    )
+    arguments: dict[str, str | int | bool] = Field(
+        default_factory=dict, description="keyword arguments of the architecture's constructor"
+    )
+    weights: str | None = Field(default=None, description="a .safetensors file, relative to the manifest")
+    pretrain: Pretrain | None = Field(default=None, description="trains the backbone first, where there are no weights")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.weights is None) == (self.pretrain is None):
+            raise ValueError("say exactly one of weights (a .safetensors file) and pretrain (train it here)")
+        return self
+
+
+class Split(Spec):
+    """Shares of the samples held out, drawn by a seed. A data set with a test split of its own keeps it."""
+
+    validation_percent: int = Field(default=20, gt=0, lt=90)
+    test_percent: int = Field(default=20, gt=0, lt=90)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Self:
+        if self.validation_percent + self.test_percent >= 90:
+            raise ValueError("validationPercent and testPercent leave under 10 % to train on")
+        return self
+
+
+class Normalization(Spec):
+    """`input = (raw * scale - mean) / std`, one number a channel or one for all."""
+
+    scale: Decimal = "1"
+    mean: tuple[Decimal, ...] = ("0",)
+    std: tuple[Decimal, ...] = ("1",)
+
+
+class Data(Spec):
+    """The labelled samples branches learn from and are measured on."""
+
+    source: Literal["digits", "cifar10", "cifar100", "mnist", "imageFolder", "npz"] = "digits"
+    path: str | None = Field(
+        default=None,
+        description="npz: a file with x and y; imageFolder: a folder with one folder a class; "
+        "cifar10, cifar100, mnist: where to keep the download. Relative to the manifest, variables expanded",
+    )
+    test_path: str | None = Field(default=None, description="npz, imageFolder: the test split, where it is apart")
+    image_size: int | None = Field(default=None, gt=0, description="resize images to this side, in pixels")
+    normalization: Normalization | None = Field(default=None, description="default: zero mean, unit variance on train")
+    train_samples: int | None = Field(default=None, gt=0, description="use at most this many training samples")
+    split: Split = Field(default_factory=Split)
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> Self:
+        if self.source in ("npz", "imageFolder") and self.path is None:
+            raise ValueError(f"source {self.source} needs a path")
+        return self
+
+
+class Convolution(Spec):
+    """One convolution choice of a branch. `dilated` spreads its kernel by a rate of two."""
+
+    kind: Literal["none", "standard", "depthwise", "separable", "spatiallySeparable", "dilated"]
+    kernel_size: Literal[3, 5, 7] = 3
+
+    @property
+    def name(self) -> str:
+        """Short name, such as `depthwise3`."""
+        return self.kind if self.kind == "none" else f"{self.kind}{self.kernel_size}"
+
+
+class FullyConnected(Spec):
+    """One FC choice of a branch: the feature map pooled to `pooledSize` squared, then FC layers."""
+
+    pooled_size: int = Field(gt=0, le=32)
+    hidden: tuple[Annotated[int, Field(gt=0, le=65536)], ...] = Field(default=(), max_length=2)
+
+    @property
+    def name(self) -> str:
+        """Short name, such as `pool4-fc64`."""
+        return "-".join([f"pool{self.pooled_size}", *(f"fc{width}" for width in self.hidden)])
+
+
+class Zoo(Spec):
+    """Every convolution is combined with every FC choice at every exit point (MEEdge 3.2.1)."""
+
+    convolutions: tuple[Convolution, ...] = Field(
+        default=(
+            Convolution(kind="none"),
+            Convolution(kind="depthwise"),
+            Convolution(kind="separable"),
+            Convolution(kind="spatiallySeparable"),
+            Convolution(kind="dilated"),
+        ),
+        min_length=1,
+    )
+    fully_connected: tuple[FullyConnected, ...] = Field(
+        default=(
+            FullyConnected(pooledSize=1),
+            FullyConnected(pooledSize=4),
+            FullyConnected(pooledSize=2, hidden=(64,)),
+        ),
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Self:
+        for choices in (self.convolutions, self.fully_connected):
+            names = [choice.name for choice in choices]
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"named twice: {', '.join(repeated)}")
+        return self
+
+
+class Cultivation(Spec):
+    """How the branches of the zoo are trained."""
+
+    epochs: int = Field(default=10, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    learning_rate: Decimal = "0.001"
+    seed: int = 0
+
+
+class ElasticModelSpec(Spec):
+    """What to make elastic, on which data, with which branches."""
+
+    model: Model
+    data: Data = Field(default_factory=Data)
+    zoo: Zoo = Field(default_factory=Zoo)
+    cultivation: Cultivation = Field(default_factory=Cultivation)
+
+
+class ElasticModel(Spec):
+    """A Job that leaves an artifact: the bundle of one elastic model."""
+
+    api_version: Literal["meedge.dev/v1alpha1"]
+    kind: Literal["ElasticModel"]
+    metadata: Metadata
+    spec: ElasticModelSpec
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the manifest's JSON Schema, the only schema there is."""
+    return ElasticModel.model_json_schema(by_alias=True)

@@ -1,0 +1,92 @@
+"""Bodies of the placement service's requests and responses, shared by server and device."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Sha256 = str
+
+
+class Body(BaseModel):
+    """Base of every body: unknown fields are refused, so a typo is an error and not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UnitBody(Body):
+    """A unit by name and size."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class ModelSummary(Body):
+    """One served model."""
+
+    name: str
+    architecture: str
+    blocks: int
+    branches: int
+    classes: int
+    final_accuracy: float
+    backbone_bytes: int
+    device_types: list[str]
+    bundle_sha256: str = Field(description="hash of the bundle's manifest: changes when the model was rebuilt")
+
+
+class ModelList(Body):
+    """Every served model."""
+
+    models: list[ModelSummary]
+
+
+class FrontierPoint(Body):
+    """The best placement of its size."""
+
+    size_bytes: int = Field(description="backbone and branches")
+    expectation: float = Field(description="mean accuracy expectation over the horizon, 0..1")
+    branches: list[str]
+
+
+class FrontierResponse(Body):
+    """The best placement for every memory budget."""
+
+    model: str
+    device_type: str
+    horizon_ms: float
+    points: list[FrontierPoint]
+
+
+class PlacementRequest(Body):
+    """What a device has: budgets, link, and the units it already holds."""
+
+    memory_bytes: int = Field(gt=0)
+    latency_budget_ms: float | None = Field(
+        default=None, gt=0, description="time until the new placement must be complete: search and transmission"
+    )
+    rate_bps: float | None = Field(default=None, gt=0, description="measured link rate; needed with latency_budget_ms")
+    held: list[str] = Field(default_factory=list, max_length=100_000, description="SHA-256 of units already held")
+    horizon_ms: float | None = Field(default=None, gt=0, description="default: the profile's horizon")
+    device_type: str | None = Field(default=None, description="default: the only profile there is")
+
+
+class PlacementResponse(Body):
+    """The chosen units and what they promise."""
+
+    model: str
+    bundle_sha256: str
+    branches: list[str]
+    size_bytes: int
+    expectation: float
+    horizon_ms: float
+    device_type: str
+    units: list[UnitBody] = Field(description="blocks first, then branches, in the order they run")
+    fetch: list[UnitBody] = Field(description="the units among them not held yet")
+    transmission_ms: float | None
+    search_ms: float
+
+
+class ErrorBody(Body):
+    """Every error of the service."""
+
+    what: str
+    where: str
+    do: str

@@ -1,0 +1,1 @@
+"""Content-addressed store of units, and the one manifest that names them."""

@@ -1,0 +1,1 @@
+"""Words of the project as frozen dataclasses: what every other floor speaks in."""

@@ -1,0 +1,116 @@
+"""What a bundle says: units, blocks, branches, profiles.
+
+Shapes are without the batch dimension. Accuracies are fractions 0..1 measured on the validation split.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = 1  # of the bundle's manifest; a reader refuses what it does not know
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What is stored, sent and loaded as a whole; named by the SHA-256 of its bytes."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A single-input single-output piece of the backbone. Exit point i is the place after block i."""
+
+    name: str
+    unit: Unit
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """A trained classifier at an exit point: one convolution choice and one FC choice."""
+
+    name: str
+    exit_index: int
+    convolution: str
+    fc: str
+    unit: Unit
+    parameters: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eliminated:
+    """A branch that did not survive, and why (MEEdge 3.2.2)."""
+
+    name: str
+    exit_index: int
+    accuracy: float
+    time_ms: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """A raw sample as the data set stores it, and what turns it into the backbone's input.
+
+    `input = (raw * scale - mean) / std`, mean and std one number a channel (or one for all).
+    """
+
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Times of every unit measured on one device type, batch 1: the mean over the runs, in ms."""
+
+    device_type: str
+    engine: str
+    runs: int
+    block_ms: tuple[float, ...]
+    branch_ms: Mapping[str, float]
+
+    @property
+    def single_exit_ms(self) -> float:
+        """Time of the whole backbone without any branch."""
+        return sum(self.block_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Everything built for one model.
+
+    `branches` are the survivors, the candidates for placement; `baselines` maps a published method's name
+    to its fixed set of branches, kept for comparison only; `data` is the manifest's data section, for evaluation.
+    """
+
+    model: str
+    architecture: str
+    input: InputSpec
+    classes: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    final_accuracy: float
+    branches: tuple[Branch, ...]
+    baselines: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
+    eliminated: tuple[Eliminated, ...] = ()
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def backbone_bytes(self) -> int:
+        """Bytes of all blocks: the least memory the model can run in."""
+        return sum(block.unit.size_bytes for block in self.blocks)
+
+    @property
+    def exit_count(self) -> int:
+        """Exit points: one after every block but the last, whose output is the final exit."""
+        return len(self.blocks) - 1

@@ -1,0 +1,1 @@
+"""Torch: reference backbones, partition, branches, export to ONNX."""

@@ -1,0 +1,1 @@
+"""What a device needs and nothing more: engine, profiler, placing, the client of the server."""

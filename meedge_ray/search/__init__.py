@@ -1,0 +1,1 @@
+"""Pure algorithms over numbers: placement, survival. NumPy is the reference, C the speed."""
