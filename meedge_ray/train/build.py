@@ -1,6 +1,6 @@
 """From a manifest to a bundle: one stage after another, each of which a killed build finds again.
 
-    model + data -> partition -> features -> cultivate -> export -> profile -> survive -> bundle
+model + data -> partition -> features -> cultivate -> export -> profile -> survive -> bundle
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.nn.branches import branch_name, zoo_branches
 from meedge_ray.nn.export import export_unit
 from meedge_ray.nn.partition import Chain, partition
-from meedge_ray.nn.source import load_model, load_weights, save_weights
-from meedge_ray.runtime.profiler import profile_units
+from meedge_ray.nn.source import load_model, save_weights
+from meedge_ray.runtime.loading import load_engine, stored_candidates
+from meedge_ray.runtime.profiler import device_type, profile
 from meedge_ray.search.survival import survive
 from meedge_ray.train.baselines import BaselineChoices, baseline_choices
 from meedge_ray.train.cultivate import Cultivated, ExitTask, cultivate_exit, cultivated
@@ -73,6 +74,7 @@ def build(
     if finished is not None:
         return finished
     work = output / ".build" / key[:16]
+    work.mkdir(parents=True, exist_ok=True)
     chain = partition(_model(manifest, dataset, work, report), dataset.input.shape)
     features = cache_features(chain, dataset, work / "features", report)
     baselines = baseline_choices(chain)
@@ -90,17 +92,14 @@ def build(
 
 def _model(manifest: Manifest, dataset: Dataset, work: Path, report: Report) -> nn.Module:
     spec = manifest.model.spec
-    model = load_model(
-        spec.model, input_shape=_image(dataset), classes=len(dataset.classes), base_dir=manifest.base_dir
-    )
-    if spec.model.pretrain is None:
-        return model
-    weights = work / "pretrained.safetensors"
-    if weights.exists():
-        load_weights(model, weights, where=str(weights))
-        return model
-    pretrain(model, dataset, spec.model.pretrain, seed=spec.cultivation.seed, report=report)
-    save_weights(model, weights)
+    pretrained = work / "pretrained.safetensors"
+    declared = spec.model
+    if pretrained.exists():
+        declared = declared.model_copy(update={"weights": str(pretrained.resolve()), "pretrain": None})
+    model = load_model(declared, input_shape=_image(dataset), classes=len(dataset.classes), base_dir=manifest.base_dir)
+    if declared.pretrain is not None:
+        pretrain(model, dataset, declared.pretrain, seed=spec.cultivation.seed, report=report)
+        save_weights(model, pretrained)
     return model
 
 
@@ -137,13 +136,16 @@ def _assemble(
     store = unit_store(output)
     blocks = _export_blocks(chain, store, report)
     branches = _export_branches(chain, trained, store, report)
-    profile = profile_units(dataset.input, blocks, branches, store, report=report)
+    engine = load_engine(store, dataset.input, blocks, final_accuracy)
+    report("profile", 0, 1)
+    measured = profile(engine, stored_candidates(store, branches), device_type=device_type())
+    report("profile", 1, 1)
     zoo = {
         branch_name(exit_index, *choice)
         for exit_index in range(chain.exit_count)
         for choice in zoo_branches(manifest.model.spec.zoo, _feature_shape(chain, exit_index))
     }
-    kept, eliminated = _survivors([branch for branch in branches if branch.name in zoo], profile, final_accuracy)
+    kept, eliminated = _survivors([branch for branch in branches if branch.name in zoo], measured, final_accuracy)
     fixed = _fixed_sets(baselines, branches)
     named = {branch.name for branch in [*kept, *(branch for method in fixed.values() for branch in method)]}
     spec = manifest.model.spec
@@ -158,8 +160,8 @@ def _assemble(
         baselines=fixed,
         eliminated=eliminated,
         profiles={
-            profile.device_type: replace(
-                profile, branch_ms={name: ms for name, ms in profile.branch_ms.items() if name in named}
+            measured.device_type: replace(
+                measured, branch_ms={name: ms for name, ms in measured.branch_ms.items() if name in named}
             )
         },
         data=_data_section(spec, manifest.base_dir),
@@ -209,13 +211,13 @@ def _survivors(
 ) -> tuple[tuple[Branch, ...], tuple[Eliminated, ...]]:
     reached_ms = list(accumulate(profile.block_ms))
     times_ms = [reached_ms[branch.exit_index] + profile.branch_ms[branch.name] for branch in branches]
-    survival = survive(
+    _, reasons = survive(
         times_ms,
         [branch.accuracy for branch in branches],
         final_ms=profile.single_exit_ms,
         final_accuracy=final_accuracy,
     )
-    kept = tuple(branch for branch, reason in zip(branches, survival, strict=True) if reason is None)
+    kept = tuple(branch for branch, reason in zip(branches, reasons, strict=True) if not reason)
     eliminated = tuple(
         Eliminated(
             name=branch.name,
@@ -224,8 +226,8 @@ def _survivors(
             time_ms=time_ms,
             reason=reason,
         )
-        for branch, time_ms, reason in zip(branches, times_ms, survival, strict=True)
-        if reason is not None
+        for branch, time_ms, reason in zip(branches, times_ms, reasons, strict=True)
+        if reason
     )
     return kept, eliminated
 

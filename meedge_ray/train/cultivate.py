@@ -102,9 +102,7 @@ def _batch(features: NDArray[np.float16], chosen: NDArray[np.int64]) -> torch.Te
 
 
 @torch.inference_mode()
-def _accuracies(
-    branches: Sequence[nn.Module], features: NDArray[np.float16], labels: NDArray[np.int64]
-) -> list[float]:
+def _accuracies(branches: Sequence[nn.Module], features: NDArray[np.float16], labels: NDArray[np.int64]) -> list[float]:
     right = np.zeros(len(branches), np.int64)
     for branch in branches:
         branch.eval()

@@ -58,7 +58,6 @@ def cache_features(chain: Chain, dataset: Dataset, folder: Path, report: Report)
     shapes = [piece.output_shape for piece in chain.pieces[:-1]]
     samples = len(dataset.train) + len(dataset.validation)
     needed_bytes = 2 * samples * sum(int(np.prod(shape)) for shape in shapes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(folder.parent).free - _SPARE_BYTES
     if needed_bytes > free_bytes:
         raise InvalidInputError(

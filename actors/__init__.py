@@ -1,0 +1,1 @@
+"""Thin Ray shells over the floors below: the placement service, local clusters, device actors, the fleet."""

@@ -1,0 +1,102 @@
+"""The models a placement service serves: found, placed, and looked up by unit."""
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from meedge_ray.api.serving import (
+    FrontierPoint,
+    FrontierResponse,
+    ModelSummary,
+    PlacementRequest,
+    PlacementResponse,
+    UnitBody,
+)
+from meedge_ray.bundle.manifest import bundle_json, bundle_units, read_bundle, unit_store
+from meedge_ray.bundle.store import UnitStore, sha256_of
+from meedge_ray.domain.elastic import Bundle, Unit
+from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError
+from meedge_ray.runtime.placing import Placer
+
+_KEPT_PLACERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A bundle with its canonical manifest and the hash of that."""
+
+    bundle: Bundle
+    manifest: bytes
+    sha256: str
+    store: UnitStore
+
+
+class Catalog:
+    """The bundles of a service, read once."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._models: dict[str, ServedModel] = {}
+        self._stores: dict[str, UnitStore] = {}
+        origins: dict[str, Path] = {}
+        for directory in directories:
+            served = _load(directory)
+            name = served.bundle.model
+            if name in self._models:
+                raise InvalidInputError(
+                    f"two bundles are of a model named {name!r}",
+                    where=f"{origins[name]}, {directory}",
+                    do="Serve one of them, or build one under another name",
+                )
+            self._models[name], origins[name] = served, directory
+            self._stores.update((unit.sha256, served.store) for unit in bundle_units(served.bundle))
+        self._intact: set[tuple[str, int, int]] = set()
+        self.placer = lru_cache(maxsize=_KEPT_PLACERS)(self._placer)
+
+    @property
+    def models(self) -> Iterable[ServedModel]:
+        """Every served model, in the order of the directories."""
+        return self._models.values()
+
+    def model(self, name: str) -> ServedModel:
+        """Return the model of that name.
+
+        Raises:
+            NotFoundError: it is not served.
+        """
+        if name not in self._models:
+            raise NotFoundError(
+                f"there is no model {name!r}", where="model", do=f"Served are: {', '.join(self._models) or 'none'}"
+            )
+        return self._models[name]
+
+    def _placer(self, model: str, device_type: str | None, horizon_ms: float | None) -> Placer:
+        return Placer(self.model(model).bundle, device_type=device_type, horizon_ms=horizon_ms)
+
+    def unit_path(self, sha256: str) -> Path:
+        """Return the file of a unit that a served bundle names, verified since the file last changed.
+
+        Raises:
+            NotFoundError: no served bundle names it, or its file is gone.
+            IntegrityError: its bytes are damaged.
+        """
+        if sha256 not in self._stores:
+            raise NotFoundError(
+                f"no served model has a unit {sha256!r}", where="sha256", do="Take the names from a placement"
+            )
+        store = self._stores[sha256]
+        path = store.path(sha256)
+        try:
+            stat = path.stat()
+            state = (sha256, stat.st_mtime_ns, stat.st_size)
+            if state not in self._intact:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                        self._intact.add(state)
+        except OSError:
+            state = None
+        if state not in self._intact:
+            store.read(sha256)  # raises what is the matter
+        return path

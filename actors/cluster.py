@@ -1,0 +1,215 @@
+"""A Ray cluster to work in: the one that is there, or one of our own that vanishes afterwards."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config
+
+from meedge_ray.domain.errors import InvalidInputError, UnavailableError
+
+NAMESPACE = "meedge"
+ROLE_LABEL = "meedge.dev/role"
+DEVICE_LABEL = "meedge.dev/device"
+EDGE = "edge"
+OFF_EDGES = {ROLE_LABEL: f"!{EDGE}"}  # the label selector of everything that is no device actor
+
+# Ray turns 127.0.0.1 into the machine's outward address; the rest of 127/8 it leaves alone.
+_LOOPBACK_IP = "127.0.0.2"
+_HEAD_OBJECT_STORE_BYTES = 200_000_000
+_EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
+_JOIN_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 10.0
+# A lost node is noticed after about 2 s where Ray's defaults take 14 s.
+_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where other nodes join, and the environment variables their processes need for it."""
+
+    address: str
+    environment: Mapping[str, str]
+
+
+@contextmanager
+def cluster(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator[Cluster]:
+    """Join the cluster that RAY_ADDRESS names; without it run one of our own while the context lasts.
+
+    Our own listens on free ports, lets in only who has its random token, and touches no other Ray.
+
+    Raises:
+        UnavailableError: the cluster does not answer, or refuses the token.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    with _joined(address, log_to_driver) if address else _started(dashboard, log_to_driver) as found:
+        yield found
+
+
+@contextmanager
+def _joined(address: str, log_to_driver: bool) -> Iterator[Cluster]:
+    try:
+        context = ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, configure_logging=False
+        )
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UnavailableError(
+            f"cannot join the Ray cluster ({str(error).splitlines()[0]})",
+            where=f"RAY_ADDRESS={address}",
+            do="Start it, or unset RAY_ADDRESS to run one here; check RAY_AUTH_MODE and RAY_AUTH_TOKEN",
+        ) from error
+    try:
+        environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+        yield Cluster(context.address_info["gcs_address"], environment)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _started(dashboard: bool, log_to_driver: bool) -> Iterator[Cluster]:
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Short and in /tmp, for the paths of Unix sockets end at 107 bytes.
+    folder = tempfile.mkdtemp(prefix="meedge-", dir="/tmp")  # noqa: S108
+    try:
+        with _environment({**environment, "RAY_USAGE_STATS_ENABLED": "0"}):
+            try:
+                context = ray.init(
+                    address="local",
+                    namespace=NAMESPACE,
+                    include_dashboard=dashboard,
+                    log_to_driver=log_to_driver,
+                    configure_logging=False,
+                    object_store_memory=_HEAD_OBJECT_STORE_BYTES,
+                    _node_ip_address=_LOOPBACK_IP,
+                    _temp_dir=folder,
+                    _system_config=dict(_HEALTH_CHECKS),  # Ray writes into it,
+                )
+                yield Cluster(context.address_info["gcs_address"], environment)
+            finally:
+                ray.shutdown(wait_for_processes=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    _reread_authentication()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _reread_authentication()
+
+
+def _reread_authentication() -> None:
+    # Ray reads the mode when it is imported and the token at its first use, each once in a process.
+    # In this order: a thread still at work must not look for a token that is gone already.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+class EdgeNode:
+    """A second Ray node on this machine, in a process of its own, labelled as an edge device."""
+
+    def __init__(self, device: str, process: "subprocess.Popen[bytes]", folder: Path) -> None:
+        self.device = device
+        self.process = process
+        self._folder = folder
+
+    @property
+    def log(self) -> str:
+        """What the node's process has printed."""
+        return (self._folder / "log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End the node; nothing happens where it has ended already."""
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def attach_edge_node(
+    cluster: Cluster, device: str, *, labels: Mapping[str, str] | None = None
+) -> Iterator[EdgeNode]:
+    """Run a node for `device` on this machine while the context lasts; it is alive when the context begins.
+
+    Raises:
+        InvalidInputError: the cluster has a live node of that device already.
+        UnavailableError: the node did not come up; the message ends with what its log says.
+    """
+    if _is_alive(device):
+        raise InvalidInputError(
+            f"device {device!r} has a node already", where=cluster.address, do="Stop that, or take another name"
+        )
+    node = _start(cluster, device, {**(labels or {}), ROLE_LABEL: EDGE, DEVICE_LABEL: device})
+    try:
+        _wait_until_alive(node)
+        yield node
+    finally:
+        node.stop()
+
+
+def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode:
+    folder = Path(tempfile.mkdtemp(prefix="meedge-", dir="/tmp"))  # noqa: S108
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+                f"--address={cluster.address}",
+                f"--node-ip-address={cluster.address.rpartition(':')[0]}",
+                f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
+                f"--temp-dir={folder}",
+                f"--object-store-memory={_EDGE_OBJECT_STORE_BYTES}",
+                "--num-cpus=0",
+                "--include-log-monitor=false",
+            ],
+            env={**os.environ, **cluster.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Out of reach of the terminal's Ctrl-C: the context ends it, in order.
+            start_new_session=True,
+        )
+    return EdgeNode(device, process, folder)
+
+
+def _wait_until_alive(node: EdgeNode) -> None:
+    deadline = time.monotonic() + _JOIN_TIMEOUT_S
+    while not _is_alive(node.device):
+        if node.process.poll() is not None or time.monotonic() > deadline:
+            raise UnavailableError(
+                f"the node of device {node.device!r} did not join",
+                where=f"ray start, exit status {node.process.poll()}",
+                do=f"Its log says:\n{node.log[-2000:]}",
+            )
+        time.sleep(0.05)
+
+
+def _is_alive(device: str) -> bool:
+    return any(node["Alive"] and node["Labels"].get(DEVICE_LABEL) == device for node in ray.nodes())

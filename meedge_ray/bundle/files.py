@@ -1,0 +1,46 @@
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from meedge_ray.domain.errors import UnavailableError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, a crash or a power cut sees the old file or the new one whole.
+
+    Raises:
+        UnavailableError: the file system refused; the old file is untouched.
+
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot write the file ({error.strerror})",
+            where=str(path),
+            do="Free space or fix the permissions",
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a power cut can lose the rename although the file's bytes are safe.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

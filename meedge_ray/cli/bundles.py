@@ -1,0 +1,254 @@
+"""Commands on a bundle: build, inspect, place, infer, evaluate."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store
+from meedge_ray.cli.extras import extra
+from meedge_ray.cli.output import Bars, Format, emit, table
+from meedge_ray.domain.elastic import Bundle
+from meedge_ray.domain.errors import InvalidInputError, NotFoundError
+from meedge_ray.domain.placement import Placement
+from meedge_ray.domain.quantity import format_bytes, parse_bytes
+from meedge_ray.runtime.loading import load_engine, stored_candidates
+from meedge_ray.runtime.placing import Placer
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a bundle's folder")]
+Memory = Annotated[str, typer.Option(help="memory budget of backbone and branches, such as 2Mi")]
+Output = Annotated[Format, typer.Option("-o", "--output", help="how to answer")]
+Horizon = Annotated[
+    float | None, typer.Option(min=0.0, help="span in ms in which the kill may come [default: 1.25 x single exit]")
+]
+DeviceType = Annotated[str | None, typer.Option(help="whose times to plan with [default: the only profile]")]
+
+
+class Method(StrEnum):
+    """How to search for a placement."""
+
+    FRONTIER = "frontier"
+    HPF = "hpf"
+
+
+def build(
+    manifest: Annotated[Path | None, typer.Argument(metavar="MANIFEST", help="a manifest of kind ElasticModel")] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--output", metavar="DIR", help="the bundle's folder; `-o json` besides answers in JSON"),
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the manifest's JSON Schema and stop")] = False,
+) -> None:
+    """Train the exits of a pre-trained model and write its bundle.
+
+    Runs on the cluster RAY_ADDRESS names, else on one of its own that ends with it. A build that was killed goes on
+    where it was when it is run again.
+
+    Example: meedge build examples/01-digits/model.yaml -o digits
+    """
+    if schema:
+        from meedge_ray.api.elastic_model import json_schema
+
+        emit(Format.JSON, json_schema())
+        return
+    folders = [Path(value) for value in output or [] if value not in tuple(Format)]
+    form = Format.JSON if "json" in (output or []) else Format.TEXT
+    if manifest is None or len(folders) != 1:
+        raise InvalidInputError(
+            "needs one manifest and one folder", where="meedge build", do="meedge build FILE -o DIR"
+        )
+    with extra("all"):
+        from meedge_ray.actors.cluster import cluster
+        from meedge_ray.jobs.cultivate import cultivate_on_ray
+        from meedge_ray.train.build import build as build_bundle
+        from meedge_ray.train.cultivate import ExitTask
+        from meedge_ray.train.manifest import read_manifest
+        from meedge_ray.train.progress import Report
+    declared = read_manifest(manifest)
+    with ExitStack() as stack:
+        bars = stack.enter_context(Bars())
+
+        def cultivate(tasks: Sequence[ExitTask], report: Report) -> None:
+            # Ray starts only when there is something to train.
+            stack.enter_context(cluster())
+            cultivate_on_ray(tasks, report)
+
+        bundle = build_bundle(declared, folders[0], cultivate=cultivate, report=bars)
+    emit(form, _summary(folders[0], bundle), _headline(folders[0], bundle))
+
+
+def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
+    """Show a bundle: its blocks, its branches at every exit, and their times."""
+    bundle = read_bundle(directory)
+    profile = next(iter(bundle.profiles.values()))
+    reached_ms = np.cumsum(profile.block_ms)
+    blocks = [
+        [str(index), block.name, "x".join(map(str, block.output_shape)), f"{profile.block_ms[index]:.3f}"]
+        + [format_bytes(block.unit.size_bytes), f"{block.flops / 1e6:.1f}"]
+        for index, block in enumerate(bundle.blocks)
+    ]
+    branches = [
+        [branch.name, f"{branch.accuracy:.1%}", f"{reached_ms[branch.exit_index] + profile.branch_ms[branch.name]:.3f}"]
+        + [f"{profile.branch_ms[branch.name]:.3f}", format_bytes(branch.unit.size_bytes)]
+        for branch in sorted(bundle.branches, key=lambda branch: (branch.exit_index, branch.name))
+    ]
+    emit(
+        form,
+        _summary(directory, bundle)
+        | {"profile": asdict(profile), "eliminated": [asdict(e) for e in bundle.eliminated]},
+        _headline(directory, bundle),
+        "",
+        table(["exit>", "block", "output", "ms>", "bytes>", "MFLOPs>"], blocks),
+        "",
+        table(["branch", "accuracy>", "answers at ms>", "ms>", "bytes>"], branches),
+    )
+
+
+def place(
+    directory: Directory,
+    memory: Memory,
+    method: Annotated[Method, typer.Option(help="exact frontier, or MEEdge's HPF search")] = Method.FRONTIER,
+    search_ms: Annotated[float, typer.Option(min=0.0, help="time HPF may search")] = 10.0,
+    horizon_ms: Horizon = None,
+    device_type: DeviceType = None,
+    form: Output = Format.TEXT,
+) -> None:
+    """Choose the branches that answer best within a memory budget.
+
+    Example: meedge place digits --memory 2Mi
+    """
+    bundle = read_bundle(directory)
+    placer = Placer(bundle, device_type=device_type, horizon_ms=horizon_ms)
+    budget_bytes = parse_bytes(memory, where="--memory")
+    if method is Method.HPF:
+        placement = placer.place_hpf(budget_bytes, search_ms=search_ms)
+    else:
+        placement = placer.place(budget_bytes)
+    emit(form, asdict(placement), *_placement_tables(bundle, placement))
+
+
+def infer(
+    directory: Directory,
+    memory: Memory,
+    sample: Annotated[Path, typer.Option("--input", help="one raw sample as .npy, as the data set stores it")],
+    deadline_ms: Annotated[float | None, typer.Option(min=0.0, help="return what is at hand by then")] = None,
+    form: Output = Format.TEXT,
+) -> None:
+    """Answer one sample with the placement that fits the memory, by the deadline.
+
+    Example: meedge infer digits --memory 2Mi --input x.npy --deadline-ms 1
+    """
+    bundle = read_bundle(directory)
+    placement = Placer(bundle).place(parse_bytes(memory, where="--memory"))
+    store = unit_store(directory)
+    engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
+    engine.place(stored_candidates(store, [branch for branch in bundle.branches if branch.name in placement.branches]))
+    answer = engine.infer(_read_sample(sample), deadline_ms=deadline_ms)
+    label = None if answer.label is None else bundle.classes[answer.label]
+    rows = [
+        [str(output.exit_index), output.branch or "final", f"{output.at_ms:.3f}", bundle.classes[output.label]]
+        + [f"{output.confidence:.1%}"]
+        for output in answer.outputs
+    ]
+    said = f"{label} from {answer.branch or 'the final exit'}" if label is not None else "nothing was at hand yet"
+    emit(
+        form,
+        asdict(answer) | {"class": label},
+        f"{said} ({answer.ending} after {answer.elapsed_ms:.3f} ms)",
+        table(["exit>", "branch", "at ms>", "class", "confidence>"], rows),
+    )
+
+
+def evaluate(
+    directory: Directory,
+    memory: Memory,
+    kills: Annotated[int, typer.Option(min=1, help="inferences killed at a random time, each method")] = 10_000,
+    horizon_ms: Horizon = None,
+    report: Annotated[Path | None, typer.Option(help="folder for report.json, pictures and index.html")] = None,
+    form: Output = Format.TEXT,
+) -> None:
+    """Measure accuracy over time, over memory and under random kills, beside the published baselines.
+
+    Runs on the test split of the data the model was built with, on this machine's engine.
+
+    Example: meedge evaluate digits --memory 2Mi --report report
+    """
+    with extra("all"):
+        from meedge_ray.train.evaluation import evaluate as measure
+        from meedge_ray.train.report import write_report
+    budget_bytes = parse_bytes(memory, where="--memory")
+    with Bars() as bars:
+        measured = measure(directory, memory_bytes=budget_bytes, horizon_ms=horizon_ms, kills=kills, report=bars)
+    shown = []
+    if report is not None:
+        write_report(report, measured)
+        shown.append(f"report: {report / 'index.html'}")
+    rows = [
+        [name, f"{method.mae:.1%}", f"{method.killed:.1%}", f"{method.final_accuracy:.1%}"]
+        + [format_bytes(method.resident_bytes), str(len(method.branches))]
+        for name, method in measured.methods.items()
+    ]
+    columns = ["method", "mAE>", "under kills>", "if let finish>", "memory>", "branches>"]
+    emit(form, measured.as_json(), table(columns, rows), *shown)
+
+
+def _read_sample(path: Path) -> np.ndarray:
+    try:
+        sample: np.ndarray = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise NotFoundError("no such file", where=str(path), do="Save a sample with numpy.save") from error
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"cannot be read as .npy ({error})", where=str(path), do="Save it with numpy.save"
+        ) from error
+    return sample
+
+
+def _summary(directory: Path, bundle: Bundle) -> dict[str, Any]:
+    return {
+        "model": bundle.model,
+        "architecture": bundle.architecture,
+        "directory": str(directory),
+        "bundle_sha256": bundle_sha256(bundle),
+        "backbone_bytes": bundle.backbone_bytes,
+        "final_accuracy": bundle.final_accuracy,
+        "exits": bundle.exit_count,
+        "classes": list(bundle.classes),
+        "input_shape": list(bundle.input.shape),
+        "blocks": [asdict(block) for block in bundle.blocks],
+        "branches": [asdict(branch) for branch in bundle.branches],
+        "baselines": {name: [branch.name for branch in branches] for name, branches in bundle.baselines.items()},
+    }
+
+
+def _headline(directory: Path, bundle: Bundle) -> str:
+    return (
+        f"{bundle.model} ({bundle.architecture}) in {directory}: {len(bundle.blocks)} blocks of "
+        f"{format_bytes(bundle.backbone_bytes)}, {bundle.final_accuracy:.1%} at the end; {len(bundle.branches)} "
+        f"branches survived at {bundle.exit_count} exits, {len(bundle.eliminated)} did not"
+    )
+
+
+def _placement_tables(bundle: Bundle, placement: Placement) -> tuple[str, Table]:
+    profile = bundle.profiles[placement.device_type]
+    by_name = {branch.name: branch for branch in bundle.branches}
+    rows = []
+    spent_ms = 0.0
+    for name in placement.branches:
+        branch = by_name[name]
+        spent_ms += profile.branch_ms[name]
+        at_ms = sum(profile.block_ms[: branch.exit_index + 1]) + spent_ms
+        rows.append([name, f"{at_ms:.3f}", f"{branch.accuracy:.1%}", format_bytes(branch.unit.size_bytes)])
+    final_ms = profile.single_exit_ms + spent_ms
+    rows.append(["final exit", f"{final_ms:.3f}", f"{bundle.final_accuracy:.1%}", format_bytes(bundle.backbone_bytes)])
+    headline = (
+        f"{len(placement.branches)} branches, {format_bytes(placement.size_bytes)} with the backbone, mAE "
+        f"{placement.expectation:.1%} over {placement.horizon_ms:.3f} ms (searched {placement.search_ms:.3f} ms)"
+    )
+    return headline, table(["branch", "answers at ms>", "accuracy>", "bytes>"], rows)

@@ -1,0 +1,243 @@
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any, Literal
+
+from meedge_ray.api.serving import PlacementRequest, PlacementResponse
+from meedge_ray.bundle.manifest import bundle_sha256, bundle_units
+from meedge_ray.bundle.store import UnitStore
+from meedge_ray.domain.answer import Answer
+from meedge_ray.domain.elastic import Bundle, Unit
+from meedge_ray.domain.errors import (
+    BudgetError,
+    IntegrityError,
+    MeedgeError,
+    NotFoundError,
+    UnavailableError,
+)
+from meedge_ray.runtime.cache import Cache
+from meedge_ray.runtime.client import ServiceClient
+from meedge_ray.runtime.engine import Engine
+from meedge_ray.runtime.memory import rss_bytes
+from meedge_ray.runtime.placing import Placer
+from meedge_ray.runtime.preemption import Preemption
+
+Source = Literal["service", "local"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """What a device does now.
+
+    `memory_bytes` is the budget, None before the first; `resident_bytes` counts the units loaded. `source` says
+    who chose the resident branches; where the service did not, `problem` says why.
+    """
+
+    model: str
+    bundle_sha256: str
+    device_type: str
+    memory_bytes: int | None
+    resident_bytes: int
+    process_rss_bytes: int
+    branches: tuple[str, ...]
+    expectation: float
+    units_held: int
+    fetched_bytes: int
+    source: Source
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    bundle: Bundle
+    sha256: str
+    placer: Placer
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    memory_bytes: int | None
+    source: Source
+    problem: str
+
+
+class Device:
+    """Keeps one model answering under a changing memory budget.
+
+    The service chooses the branches; while it is away the device chooses among the units it holds. Inferences
+    go on from any thread while branches are exchanged.
+    """
+
+    def __init__(
+        self,
+        client: ServiceClient,
+        store: UnitStore,
+        model: str,
+        *,
+        device_type: str | None = None,
+        horizon_ms: float | None = None,
+        latency_budget_ms: float | None = None,
+        threads: int = 1,
+    ) -> None:
+        """Load the backbone; the first `set_memory` adds branches.
+
+        Args:
+            client: the placement service.
+            store: the device's own cache of units, kept across restarts.
+            model: the served model's name.
+            device_type: whose profile counts; None takes the only one there is.
+            horizon_ms: the span in which the kill may come; None takes the default.
+            latency_budget_ms: time until a new placement must be complete, asked for once the link's rate is known.
+            threads: threads one unit may use.
+
+        Raises:
+            UnavailableError: the service is away and the cache does not hold the backbone.
+            MeedgeError: the service refuses, or the model cannot be run.
+
+        """
+        self.model = model
+        self._cache = Cache(client, store)
+        self._device_type, self._horizon_ms = device_type, horizon_ms
+        self._latency_budget_ms = latency_budget_ms
+        self._threads = threads
+        self._control = Lock()
+        self._running = self._start()
+        self._decision = _Decision(None, "local", "no memory budget was set yet")
+
+    def infer(
+        self,
+        sample: Any,  # noqa: ANN401 - whatever a user hands over
+        *,
+        deadline_ms: float | None = None,
+        preemption: Preemption | None = None,
+    ) -> Answer:
+        """Answer for one raw sample; see `Engine.infer`."""
+        return self._running.engine.infer(sample, deadline_ms=deadline_ms, preemption=preemption)
+
+    def set_memory(self, memory_bytes: int) -> DeviceStatus:
+        """Place anew for a budget of units in memory, backbone included.
+
+        A smaller budget is met at once with what is resident, before the service is asked. The units loaded
+        never exceed the budget, with one exception: when the model was rebuilt, the old backbone answers
+        until the new one is loaded beside it.
+
+        Raises:
+            BudgetError: the budget is below the backbone. The bare backbone stays and goes on answering:
+                less cannot run, and stopping is for the one who set the budget to decide.
+            MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
+
+        """
+        with self._control:
+            self._shrink(memory_bytes)
+            try:
+                self._follow_service(memory_bytes)
+                self._decision = _Decision(memory_bytes, "service", "")
+            except MeedgeError as error:
+                self._place_locally(memory_bytes, problem=str(error))
+        return self.status()
+
+    def status(self) -> DeviceStatus:
+        """Return what the device does now."""
+        running, decision = self._running, self._decision
+        branches = running.engine.branches
+        return DeviceStatus(
+            model=self.model,
+            bundle_sha256=running.sha256,
+            device_type=running.placer.device_type,
+            memory_bytes=decision.memory_bytes,
+            resident_bytes=running.engine.resident_bytes,
+            process_rss_bytes=rss_bytes(),
+            branches=branches,
+            expectation=running.placer.expectation(branches),
+            units_held=len(self._held(running.bundle)),
+            fetched_bytes=self._cache.fetched_bytes,
+            source=decision.source,
+            problem=decision.problem,
+        )
+
+    def _start(self) -> _Running:
+        bundle = self._cache.bundle(self.model)
+        placer = Placer(bundle, device_type=self._device_type, horizon_ms=self._horizon_ms)
+        engine = Engine(
+            bundle.input,
+            [self._cache.ensure(block.unit) for block in bundle.blocks],
+            final_accuracy=bundle.final_accuracy,
+            threads=self._threads,
+        )
+        return _Running(bundle, bundle_sha256(bundle), placer, engine)
+
+    def _shrink(self, memory_bytes: int) -> None:
+        running = self._running
+        if running.engine.resident_bytes <= memory_bytes:
+            return
+        resident = set(running.engine.branches)
+        units = {branch.unit.sha256 for branch in running.bundle.branches if branch.name in resident}
+        self._load(self._local_choice(memory_bytes, units), memory_bytes, self._cache.stored)
+        self._decision = _Decision(memory_bytes, "local", "the memory shrank; the service was not asked yet")
+
+    def _follow_service(self, memory_bytes: int) -> None:
+        response = self._ask(memory_bytes)
+        if response.bundle_sha256 != self._running.sha256:
+            self._running.engine.place(())
+            self._running = self._start()
+        running = self._running
+        if not set(response.branches) <= {branch.name for branch in running.bundle.branches}:
+            raise UnavailableError("the service placed branches of another bundle", do="Try again later")
+        sizes = {branch.name: branch.unit.size_bytes for branch in running.bundle.branches}
+        if running.bundle.backbone_bytes + sum(sizes[name] for name in response.branches) > memory_bytes:
+            raise UnavailableError("the service placed more than fits the memory", do="Upgrade the service")
+        for branch in running.bundle.branches:
+            if branch.name in response.branches and branch.name not in running.engine.branches:
+                self._cache.ensure(branch.unit)
+        self._load(response.branches, memory_bytes, self._cache.stored)
+
+    def _ask(self, memory_bytes: int) -> PlacementResponse:
+        rate_bps = self._cache.rate_bps
+        return self._cache.client.place(
+            self.model,
+            PlacementRequest(
+                memory_bytes=memory_bytes,
+                latency_budget_ms=self._latency_budget_ms if rate_bps else None,
+                rate_bps=rate_bps,
+                held=sorted(self._held(self._running.bundle)),
+                horizon_ms=self._horizon_ms,
+                device_type=self._device_type,
+            ),
+        )
+
+    def _place_locally(self, memory_bytes: int, *, problem: str) -> None:
+        self._decision = _Decision(memory_bytes, "local", problem)
+        while True:
+            held = self._held(self._running.bundle)
+            try:
+                self._load(self._local_choice(memory_bytes, held), memory_bytes, self._cache.stored)
+            except (NotFoundError, IntegrityError):
+                continue  # a damaged unit is held no more: choose among the rest
+            return
+
+    def _local_choice(self, memory_bytes: int, units: Iterable[str]) -> tuple[str, ...]:
+        try:
+            return self._running.placer.restricted(frozenset(units)).place(memory_bytes).branches
+        except BudgetError as error:
+            self._running.engine.place(())
+            self._decision = _Decision(memory_bytes, "local", str(error))
+            raise
+
+    def _load(self, names: Iterable[str], memory_bytes: int, read: Callable[[Unit], bytes]) -> None:
+        engine, wanted = self._running.engine, set(names)
+        candidates = [
+            (branch, partial(read, branch.unit))
+            for branch in self._running.bundle.branches
+            if branch.name in wanted
+        ]
+        resident = set(engine.branches)
+        kept = [candidate for candidate in candidates if candidate[0].name in resident]
+        new_bytes = sum(branch.unit.size_bytes for branch, _ in candidates if branch.name not in resident)
+        if engine.resident_bytes + new_bytes > memory_bytes:
+            engine.place(kept)  # old and new would not fit side by side
+        engine.place(candidates)
+
+    def _held(self, bundle: Bundle) -> frozenset[str]:
+        return self._cache.store.held() & {unit.sha256 for unit in bundle_units(bundle)}

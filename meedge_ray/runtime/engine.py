@@ -1,0 +1,289 @@
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from threading import Lock
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meedge_ray.domain.answer import Answer, Ending, Output
+from meedge_ray.domain.elastic import Branch, InputSpec
+from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.runtime.memory import release_to_os
+from meedge_ray.runtime.preemption import Preemption
+from meedge_ray.runtime.samples import Normaliser
+from meedge_ray.runtime.sessions import Floats, UnitSession, checked_output, load_unit
+
+BATCH = 128  # samples evaluated at once: features of more only cost memory
+
+# A branch and how to get its unit's verified bytes, asked for only where the unit is not loaded yet.
+Candidate = tuple[Branch, Callable[[], bytes]]
+
+_NEVER = Preemption()
+
+
+class Exit(NamedTuple):
+    """Where a result comes from; `branch` is None at the final exit."""
+
+    exit_index: int
+    branch: str | None
+    accuracy: float
+
+
+class _Step(NamedTuple):
+    run: Callable[..., Any]
+    output_names: list[str]
+    input_name: str
+    exit: Exit | None  # None: the output is the features of the next step
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentBranch:
+    """A loaded branch."""
+
+    branch: Branch
+    session: UnitSession
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    branches: tuple[ResidentBranch, ...]
+    steps: tuple[_Step, ...]
+    size_bytes: int
+
+
+class Engine:
+    """Runs the backbone block by block and the resident branches on the way, in ONNX Runtime, a session a unit.
+
+    Every method may be called from any thread. An inference sees one consistent set of branches however often
+    it is replaced meanwhile.
+    """
+
+    def __init__(
+        self, input_spec: InputSpec, blocks: Sequence[bytes], *, final_accuracy: float, threads: int = 1
+    ) -> None:
+        """Load the backbone, without branches.
+
+        Args:
+            input_spec: what raw samples are like.
+            blocks: ONNX bytes of the chain, in order; the last block's output are the final exit's logits.
+            final_accuracy: validation accuracy of the final exit, 0..1.
+            threads: threads one unit may use.
+
+        Raises:
+            InvalidInputError: there is no block, or one cannot be used after the one before.
+
+        """
+        if not blocks:
+            raise InvalidInputError("a model has at least one block", where="blocks")
+        self._normaliser = Normaliser(input_spec)
+        self._threads = threads
+        self._final = Exit(len(blocks) - 1, None, final_accuracy)
+        self._placing = Lock()
+        self._blocks: list[UnitSession] = []
+        self._feature_shapes: list[tuple[int, ...]] = []
+        features = np.zeros((1, *input_spec.shape), np.float32)
+        for index, data in enumerate(blocks):
+            name = f"block {index}"
+            block = load_unit(data, name=name, threads=threads)
+            features = checked_output(block, features, name=name, shape=None)
+            self._blocks.append(block)
+            self._feature_shapes.append(features.shape)
+        if features.ndim != 2:
+            raise InvalidInputError(
+                f"the last block returns shape {features.shape}, expected are logits (1, classes)", where=name
+            )
+        self._logits_shape = features.shape
+        self._placed = self._placement(())
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the resident branches in the order they run."""
+        return tuple(resident.branch.name for resident in self._placed.branches)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the units loaded now: blocks and branches."""
+        return self._placed.size_bytes
+
+    def place(self, candidates: Sequence[Candidate]) -> None:
+        """Make exactly these branches the resident ones: keep what is loaded, load the rest, then swap.
+
+        Branches of one exit run in the order of their accuracy. Inferences under way go on with the branches
+        they started with. Until the swap old and new branches are in memory together.
+
+        Raises:
+            InvalidInputError: a unit does not fit its exit point; the resident branches stay as they are.
+            MeedgeError: whatever getting a unit's bytes raised; the resident branches stay as they are.
+
+        """
+        with self._placing:
+            self._swap(candidates)
+        release_to_os()
+
+    def infer(
+        self,
+        sample: Any,  # noqa: ANN401 - whatever a user hands over
+        *,
+        deadline_ms: float | None = None,
+        preemption: Preemption | None = None,
+    ) -> Answer:
+        """Run until the final exit, the deadline or the preemption, and return the best result at hand then.
+
+        The best is that of the exit with the highest validation accuracy, the earlier of equals. After every
+        unit the clock and `preemption` are looked at. A result that comes at the deadline or later does not
+        count: the answer is what a process killed at that moment would have had.
+
+        Args:
+            sample: one raw sample of the input's shape, numbers of any type.
+            deadline_ms: counted from this call.
+            preemption: ends the inference when tripped.
+
+        Raises:
+            InvalidInputError: the sample has another shape or is not finite numbers; the deadline is negative.
+
+        """
+        start = now = perf_counter()
+        limit = inf if deadline_ms is None else start + _checked_deadline(deadline_ms) / 1e3
+        stop = _NEVER if preemption is None else preemption
+        features = self._normaliser.one(sample)
+        results: list[tuple[Exit, float, Floats]] = []
+        for run, output_names, input_name, exit_ in self._placed.steps:
+            if now >= limit or stop.at != inf:
+                break
+            value = run(output_names, {input_name: features})[0]
+            now = perf_counter()
+            if exit_ is None:
+                features = value
+            elif now < limit and now < stop.at:
+                results.append((exit_, now, value))
+        ending: Ending = "preempted" if stop.at <= limit and stop.at != inf else "deadline"
+        if results and results[-1][0] is self._final:
+            ending = "completed"
+        return _answer(results, ending, start)
+
+    def infer_batch(self, samples: Any) -> dict[str | None, Floats]:  # noqa: ANN401
+        """Return logits of shape `(n, classes)` by resident branch, and by None those of the final exit.
+
+        Raises:
+            InvalidInputError: `samples` has not shape `(n, *input.shape)` or is not finite numbers.
+
+        """
+        steps = self._placed.steps
+        inputs = self._normaliser.batch(samples)
+        parts: dict[str | None, list[Floats]] = {step.exit.branch: [] for step in steps if step.exit}
+        for first in range(0, len(inputs), BATCH):
+            features = inputs[first : first + BATCH]
+            for run, output_names, input_name, exit_ in steps:
+                value = run(output_names, {input_name: features})[0]
+                if exit_ is None:
+                    features = value
+                else:
+                    parts[exit_.branch].append(value)
+        none = np.empty((0, self._logits_shape[1]), np.float32)
+        return {branch: np.concatenate([none, *values]) for branch, values in parts.items()}
+
+    def unit_times(self, sample: Any) -> tuple[NDArray[np.float64], dict[str, float]]:  # noqa: ANN401
+        """Run one raw sample to the end; return the ms of every block, and of every resident branch by name.
+
+        Raises:
+            InvalidInputError: the sample has another shape or is not finite numbers.
+
+        """
+        features = self._normaliser.one(sample)
+        block_ms: list[float] = []
+        branch_ms: dict[str, float] = {}
+        for run, output_names, input_name, exit_ in self._placed.steps:
+            start = perf_counter()
+            value = run(output_names, {input_name: features})[0]
+            time_ms = (perf_counter() - start) * 1e3
+            if exit_ is not None and exit_.branch is not None:
+                branch_ms[exit_.branch] = time_ms
+            else:
+                block_ms.append(time_ms)
+                features = value
+        return np.asarray(block_ms), branch_ms
+
+    def random_sample(self, seed: int = 0) -> Floats:
+        """Return a raw sample whose normalised values are standard normal, for measuring time."""
+        shape = self._normaliser.shape
+        return self._normaliser.raw(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+    def _swap(self, candidates: Sequence[Candidate]) -> None:
+        loaded = {resident.branch.unit.sha256: resident.session for resident in self._placed.branches}
+        residents = []
+        for branch, read in sorted(candidates, key=lambda pair: (pair[0].exit_index, pair[0].accuracy)):
+            session = loaded.get(branch.unit.sha256) or self._load(branch, read)
+            residents.append(ResidentBranch(branch, session))
+        self._placed = self._placement(tuple(residents))
+
+    def _load(self, branch: Branch, read: Callable[[], bytes]) -> UnitSession:
+        name = f"branch {branch.name}"
+        if not 0 <= branch.exit_index < len(self._blocks) - 1:
+            raise InvalidInputError(f"there is no exit point {branch.exit_index}", where=name)
+        session = load_unit(read(), name=name, threads=self._threads)
+        features = np.zeros(self._feature_shapes[branch.exit_index], np.float32)
+        checked_output(session, features, name=name, shape=self._logits_shape)
+        return session
+
+    def _placement(self, residents: tuple[ResidentBranch, ...]) -> _Placed:
+        steps = []
+        for index, block in enumerate(self._blocks):
+            steps.append(_step(block, self._final if index == self._final.exit_index else None))
+            for resident in residents:
+                branch = resident.branch
+                if branch.exit_index == index:
+                    steps.append(_step(resident.session, Exit(index, branch.name, branch.accuracy)))
+        units = (*self._blocks, *(resident.session for resident in residents))
+        return _Placed(residents, tuple(steps), sum(unit.size_bytes for unit in units))
+
+
+def _step(unit: UnitSession, exit_: Exit | None) -> _Step:
+    return _Step(unit.run, unit.output_names, unit.input_name, exit_)
+
+
+def _checked_deadline(deadline_ms: float) -> float:
+    if not deadline_ms >= 0:
+        raise InvalidInputError(f"{deadline_ms} ms is no deadline", where="deadline_ms", do="Give 0 or more")
+    return deadline_ms
+
+
+def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start: float) -> Answer:
+    if not results:
+        return Answer(
+            label=None,
+            confidences=(),
+            exit_index=None,
+            branch=None,
+            ending=ending,
+            elapsed_ms=(perf_counter() - start) * 1e3,
+            outputs=(),
+        )
+    # A softmax of all results at once, after the last unit: it costs hardly more than one alone.
+    logits = np.concatenate([value for _, _, value in results])
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    sums = exponentials.sum(1)
+    labels = logits.argmax(1).tolist()
+    highest = (1 / sums).tolist()  # the largest logit's exponential is 1
+    outputs = tuple(
+        Output(
+            exit_index=exit_.exit_index,
+            branch=exit_.branch,
+            at_ms=(at - start) * 1e3,
+            label=label,
+            confidence=confidence,
+        )
+        for (exit_, at, _), label, confidence in zip(results, labels, highest, strict=True)
+    )
+    best = max(range(len(results)), key=lambda index: results[index][0].accuracy)
+    return Answer(
+        label=labels[best],
+        confidences=tuple((exponentials[best] / sums[best]).tolist()),
+        exit_index=outputs[best].exit_index,
+        branch=outputs[best].branch,
+        ending=ending,
+        elapsed_ms=(perf_counter() - start) * 1e3,
+        outputs=outputs,
+    )

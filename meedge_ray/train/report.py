@@ -1,0 +1,227 @@
+"""Pictures and one page of an evaluation."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meedge_ray.domain.quantity import format_bytes
+from meedge_ray.train.evaluation import Curve, Evaluation
+from meedge_ray.train.files import write_json
+
+# Okabe and Ito's palette: told apart by everybody.
+_LOOKS = {
+    "single_exit": ("single exit", "#000000", "--"),
+    "multi_exit_fc": ("multi-exit, one FC each", "#E69F00", "-."),
+    "spinn": ("SPINN", "#0072B2", ":"),
+    "meedge": ("meedge-ray", "#D55E00", "-"),
+}
+_MIB = 2.0**20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryChange:
+    """One step of a device's life: the budget it was given, and how it answered under it.
+
+    `answered` is the share of requests that got a label, also while units were being moved.
+    """
+
+    memory_bytes: int
+    resident_bytes: int
+    accuracy: float
+    answered: float
+    fetched_bytes: int
+    switch_ms: float
+    branches: int
+
+
+def write_report(folder: Path, evaluation: Evaluation, trace: Sequence[MemoryChange] = ()) -> None:
+    """Write report.json, the pictures and index.html, which holds the pictures inside.
+
+    Args:
+        folder: made where it is not there.
+        evaluation: what was measured.
+        trace: a device's memory changes, where there was one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, tuple[Figure, str]] = {
+        "accuracy-over-time": (_over_time(evaluation), _OVER_TIME),
+        "kills": (_kills(evaluation), _KILLS),
+        "mae-over-memory": (_over_memory(evaluation), _OVER_MEMORY),
+    }
+    if trace:
+        pictures["memory-changes"] = (_trace(evaluation, trace), _TRACE)
+    for name, (figure, _) in pictures.items():
+        figure.savefig(folder / f"{name}.png", dpi=144)
+    write_json(folder / "report.json", evaluation.as_json() | {"trace": [asdict(change) for change in trace]})
+    (folder / "index.html").write_text(_page(folder, evaluation, {name: text for name, (_, text) in pictures.items()}))
+
+
+_OVER_TIME = (
+    "Accuracy of the best result at hand when the inference is stopped at a time. The original network has nothing "
+    "before its end; the area under a curve, over the horizon, is its mean accuracy expectation (mAE)."
+)
+_KILLS = (
+    "Inferences killed on the running engine at times drawn uniformly over the horizon: how many had the right result "
+    "at hand, beside what was predicted from unit times and exit accuracies."
+)
+_OVER_MEMORY = "Mean accuracy expectation of the best placement for every memory budget. Points are the baselines."
+_TRACE = (
+    "An edge node through changes of its memory budget: what it keeps resident, and how accurate its answers are "
+    "under random deadlines. Grey bands: the memory that a baseline needs and does not have."
+)
+
+
+def _axes(height: float = 4.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, height), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+
+
+def _over_time(evaluation: Evaluation) -> Figure:
+    figure, axes = _axes()
+    for name, method in evaluation.methods.items():
+        label, color, line = _LOOKS[name]
+        x, y = _steps(method.curve, evaluation.horizon_ms)
+        axes.step(x, y, where="post", color=color, linestyle=line, label=f"{label}: mAE {method.mae:.1%}", linewidth=2)
+    axes.set(xlabel="time until the kill (ms)", ylabel="accuracy at hand", ylim=(0, 1), xlim=(0, evaluation.horizon_ms))
+    _percent(axes)
+    axes.legend(loc="lower right", framealpha=0.9)
+    return figure
+
+
+def _steps(curve: Curve, horizon_ms: float) -> tuple[list[float], list[float]]:
+    x = [0.0, *(time_ms for time_ms, _ in curve), horizon_ms]
+    y = [0.0, *(accuracy for _, accuracy in curve), curve[-1][1]]
+    return x, y
+
+
+def _kills(evaluation: Evaluation) -> Figure:
+    figure, axes = _axes(3.2)
+    for row, (name, method) in enumerate(reversed(evaluation.methods.items())):
+        label, color, _ = _LOOKS[name]
+        axes.barh(row, method.killed, color=color, height=0.6)
+        axes.plot([method.mae] * 2, [row - 0.4, row + 0.4], color="#777777", linewidth=2.5)
+        axes.text(max(method.killed, method.mae) + 0.01, row, f"{method.killed:.1%}", va="center")
+    axes.plot([], [], color="#777777", linewidth=2.5, label="predicted")
+    axes.set_yticks(range(len(evaluation.methods)), [_LOOKS[name][0] for name in reversed(evaluation.methods)])
+    axes.set(xlabel="right results at hand under random kills, measured", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _over_memory(evaluation: Evaluation) -> Figure:
+    figure, axes = _axes()
+    label, color, line = _LOOKS["meedge"]
+    axes.plot(
+        [point.memory_bytes / _MIB for point in evaluation.over_memory],
+        [point.mae for point in evaluation.over_memory],
+        color=color,
+        linestyle=line,
+        marker=".",
+        label=label,
+    )
+    for marker, (name, point) in zip("oDs", evaluation.baselines_over_memory.items(), strict=False):
+        label, color, _ = _LOOKS[name]
+        axes.plot(point.memory_bytes / _MIB, point.mae, marker, color=color, label=label, markersize=8)
+    axes.set(xlabel="memory of backbone and branches (MiB)", ylabel="mAE", ylim=(0, 1))
+    _percent(axes)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _trace(evaluation: Evaluation, trace: Sequence[MemoryChange]) -> Figure:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    moments = list(range(len(trace) + 1))
+    for values, label, color in (
+        ([change.memory_bytes for change in trace], "memory budget", "#000000"),
+        ([change.resident_bytes for change in trace], "resident: backbone and branches", _LOOKS["meedge"][1]),
+    ):
+        stairs = [value / _MIB for value in values]
+        top.step(moments, [*stairs, stairs[-1]], where="post", label=label, color=color, linewidth=2)
+    for name in ("multi_exit_fc", "spinn"):
+        label, color, line = _LOOKS[name]
+        needed = evaluation.methods[name].resident_bytes / _MIB
+        top.axhline(needed, color=color, linestyle=line, label=f"{label} needs")
+    top.set(ylabel="MiB", ylim=(0, None))
+    top.legend(loc="upper right", fontsize=8, ncols=2)
+    accuracies = [change.accuracy for change in trace]
+    bottom.step(moments, [*accuracies, accuracies[-1]], where="post", color=_LOOKS["meedge"][1], linewidth=2)
+    for moment, change in enumerate(trace):
+        bottom.annotate(
+            f"{change.accuracy:.0%}\n{change.branches} branches",
+            (moment + 0.5, change.accuracy),
+            ha="center",
+            va="top",
+            fontsize=8,
+            xytext=(0, -4),
+            textcoords="offset points",
+        )
+    bottom.set(ylabel="accuracy under\nrandom deadlines", xlabel="memory changes", ylim=(0, 1), xticks=moments)
+    _percent(bottom)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _page(folder: Path, evaluation: Evaluation, captions: Mapping[str, str]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(_LOOKS[name][0])}</td><td>{method.mae:.1%}</td><td>{method.killed:.1%}</td>"
+        f"<td>{method.final_accuracy:.1%}</td><td>{format_bytes(method.resident_bytes)}</td>"
+        f"<td>{len(method.branches)}</td></tr>"
+        for name, method in evaluation.methods.items()
+    )
+    pictures = "".join(
+        f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{_encoded(folder / f"{name}.png")}">'
+        f"<figcaption>{html.escape(text)}</figcaption></figure>"
+        for name, text in captions.items()
+    )
+    facts: dict[str, Any] = {
+        "model": f"{evaluation.model} ({evaluation.architecture})",
+        "device type": evaluation.device_type,
+        "memory budget": format_bytes(evaluation.memory_bytes),
+        "horizon": f"{evaluation.horizon_ms:.3f} ms",
+        "test samples": evaluation.test_samples,
+        "kills a method": evaluation.kills_per_method,
+    }
+    listed = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
+    return _PAGE.format(title=html.escape(f"{evaluation.model}, elastic"), facts=listed, rows=rows, pictures=pictures)
+
+
+def _encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; }}
+dl {{ display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; }} dd {{ margin: 0; }}
+figure {{ margin: 2rem 0; }} img {{ width: 100%; }} figcaption {{ color: #555; font-size: .9rem; }}
+</style></head><body>
+<h1>{title}</h1>
+<dl>{facts}</dl>
+<table><thead><tr><th>method</th><th>mAE predicted</th><th>under kills, measured</th><th>if let finish</th>
+<th>memory</th><th>branches</th></tr></thead><tbody>{rows}</tbody></table>
+{pictures}
+</body></html>
+"""

@@ -1,0 +1,50 @@
+import re
+
+import numpy as np
+import pytest
+
+from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.runtime import profiler
+from meedge_ray.runtime.profiler import device_type, profile, robust_mean
+
+
+def test_every_unit_has_a_time_and_the_backbone_is_left(worlds):
+    world = worlds(blocks=10)  # 20 branches: more than one group
+    assert len(world.bundle.branches) > profiler.GROUP
+    engine = world.engine("exit0-small")
+    read = []
+    candidates = [
+        (branch, lambda branch=branch: read.append(branch.name) or world.units[branch.unit.sha256])
+        for branch in world.bundle.branches
+    ]
+    measured = profile(engine, candidates, device_type="board", runs=3)
+    assert len(measured.block_ms) == 11
+    assert set(measured.branch_ms) == {branch.name for branch in world.bundle.branches}
+    assert all(time_ms > 0 for time_ms in (*measured.block_ms, *measured.branch_ms.values()))
+    assert (measured.device_type, measured.runs) == ("board", 3)
+    assert re.fullmatch(r"onnxruntime [0-9.]+", measured.engine)
+    assert engine.branches == ()
+    assert set(read) <= set(measured.branch_ms)
+
+
+def test_a_model_without_branches_has_times_too(world):
+    measured = profile(world.engine(), [], device_type="board", runs=1)
+    assert len(measured.block_ms) == 4
+    assert measured.branch_ms == {}
+
+
+def test_no_runs_are_refused(world):
+    with pytest.raises(InvalidInputError, match="measure nothing"):
+        profile(world.engine(), [], device_type="board", runs=0)
+
+
+def test_the_mean_leaves_out_the_slowest_runs():
+    assert robust_mean([*([1.0] * 50), *([3.0] * 45), *([1000.0] * 5)]) == pytest.approx(185 / 95)
+    assert robust_mean([7.0]) == 7.0
+    assert robust_mean(np.array([1.0, 2.0])) == 1.0
+
+
+def test_the_device_type_is_a_label_value_that_says_the_threads():
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", device_type())
+    assert device_type(3).endswith("-3t")
+    assert device_type(1) != device_type(2)
