@@ -4,25 +4,26 @@ import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
+from meedge_ray.actors import answers
+from meedge_ray.actors.catalog import Catalog
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from meedge_ray.actors.catalog import Catalog, frontier_response, placement_response, summary
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementRequest, PlacementResponse
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 
 _OPEN_PATHS = frozenset({"/healthz", "/docs", "/openapi.json"})
 _MAX_BODY_BYTES = 16 * 2**20  # twice what the longest allowed list of held units takes
 _BYTE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
-_ERRORS = {status: {"model": ErrorBody} for status in (401, 404, 422, 500)}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 404, 422, 500)}
 
 _DESCRIPTION = """
 A device asks which branches to hold in the memory it has now, and pulls the units it lacks.
@@ -48,6 +49,7 @@ class Gate:
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with a refusal."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (refusal or self._app)(scope, receive, send)
 
@@ -110,13 +112,13 @@ def _routes(catalog: Catalog) -> APIRouter:
         prefix="/v1",
         # For the OpenAPI page alone: the gate has checked the token before.
         dependencies=[Security(HTTPBearer(auto_error=False, description="The token the service was started with"))],
-        responses={**_ERRORS},
+        responses=_ERRORS,
     )
 
     @router.get("/models", tags=["models"])
     def models() -> ModelList:
         """List the served models."""
-        return ModelList(models=[summary(model) for model in catalog.models])
+        return ModelList(models=[answers.summary(model) for model in catalog.models])
 
     @router.get("/models/{model}/bundle", tags=["models"], response_class=Response)
     def bundle(request: Request, model: str) -> Response:
@@ -136,12 +138,12 @@ def _routes(catalog: Catalog) -> APIRouter:
         ] = None,
     ) -> FrontierResponse:
         """Return the best placement for every memory budget."""
-        return frontier_response(model, catalog.placer(model, device_type, horizon_ms))
+        return answers.frontier(catalog, model, device_type, horizon_ms)
 
     @router.post("/models/{model}/placements", tags=["placement"])
     def place(request: Request, model: str, body: PlacementRequest) -> PlacementResponse:
         """Choose the units for a memory budget, and for the time there is to send them (MEEdge, equation 1)."""
-        return placement_response(catalog, model, body, int(request.headers.get("content-length", 0)))
+        return answers.place(catalog, model, body, int(request.headers.get("content-length", 0)))
 
     @router.get("/units/{sha256}", tags=["units"], response_class=UnitResponse)
     def unit(
@@ -192,12 +194,12 @@ def error_response(
     return JSONResponse(ErrorBody(what=what, where=where, do=do).model_dump(), status, headers)
 
 
-async def _on_meedge_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_meedge_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MeedgeError)
     return error_response(error.http_status, error.what, where=error.where, do=error.do)
 
 
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
     return error_response(
@@ -219,7 +221,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _on_defect(request: Request, error: Exception) -> JSONResponse:
+async def _on_defect(request: Request, _error: Exception) -> JSONResponse:
     return error_response(
         500,
         "the service failed on this request",

@@ -1,24 +1,16 @@
 """The models a placement service serves: found, placed, and looked up by unit."""
 
 import hashlib
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from meedge_ray.api.serving import (
-    FrontierPoint,
-    FrontierResponse,
-    ModelSummary,
-    PlacementRequest,
-    PlacementResponse,
-    UnitBody,
-)
 from meedge_ray.bundle.manifest import bundle_json, bundle_units, read_bundle, unit_store
 from meedge_ray.bundle.store import UnitStore, sha256_of
-from meedge_ray.domain.elastic import Bundle, Unit
-from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError
+from meedge_ray.domain.elastic import Bundle
+from meedge_ray.domain.errors import InvalidInputError, NotFoundError
+from meedge_ray.domain.placement import Placement
 from meedge_ray.runtime.placing import Placer
 
 _KEPT_PLACERS = 32
@@ -54,6 +46,7 @@ class Catalog:
             self._stores.update((unit.sha256, served.store) for unit in bundle_units(served.bundle))
         self._intact: set[tuple[str, int, int]] = set()
         self.placer = lru_cache(maxsize=_KEPT_PLACERS)(self._placer)
+        self.points = lru_cache(maxsize=_KEPT_PLACERS)(self._points)
 
     @property
     def models(self) -> Iterable[ServedModel]:
@@ -68,12 +61,11 @@ class Catalog:
         """
         if name not in self._models:
             raise NotFoundError(
-                f"there is no model {name!r}", where="model", do=f"Served are: {', '.join(self._models) or 'none'}"
+                f"there is no model {name!r}",
+                where="model",
+                do=f"Served are: {', '.join(self._models) or 'none'}",
             )
         return self._models[name]
-
-    def _placer(self, model: str, device_type: str | None, horizon_ms: float | None) -> Placer:
-        return Placer(self.model(model).bundle, device_type=device_type, horizon_ms=horizon_ms)
 
     def unit_path(self, sha256: str) -> Path:
         """Return the file of a unit that a served bundle names, verified since the file last changed.
@@ -87,7 +79,11 @@ class Catalog:
                 f"no served model has a unit {sha256!r}", where="sha256", do="Take the names from a placement"
             )
         store = self._stores[sha256]
-        path = store.path(sha256)
+        if not self._is_intact(sha256, store.path(sha256)):
+            store.read(sha256)  # raises what is the matter
+        return store.path(sha256)
+
+    def _is_intact(self, sha256: str, path: Path) -> bool:
         try:
             stat = path.stat()
             state = (sha256, stat.st_mtime_ns, stat.st_size)
@@ -96,7 +92,17 @@ class Catalog:
                     if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                         self._intact.add(state)
         except OSError:
-            state = None
-        if state not in self._intact:
-            store.read(sha256)  # raises what is the matter
-        return path
+            return False
+        return state in self._intact
+
+    def _placer(self, model: str, device_type: str | None, horizon_ms: float | None) -> Placer:
+        return Placer(self.model(model).bundle, device_type=device_type, horizon_ms=horizon_ms)
+
+    def _points(self, model: str, device_type: str | None, horizon_ms: float | None) -> tuple[Placement, ...]:
+        return tuple(self.placer(model, device_type, horizon_ms).points())
+
+
+def _load(directory: Path) -> ServedModel:
+    bundle = read_bundle(directory)
+    manifest = bundle_json(bundle)
+    return ServedModel(bundle, manifest, sha256_of(manifest), unit_store(directory))

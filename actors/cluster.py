@@ -1,9 +1,11 @@
 """A Ray cluster to work in: the one that is there, or one of our own that vanishes afterwards."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
 
@@ -28,7 +30,8 @@ OFF_EDGES = {ROLE_LABEL: f"!{EDGE}"}  # the label selector of everything that is
 _LOOPBACK_IP = "127.0.0.2"
 _HEAD_OBJECT_STORE_BYTES = 200_000_000
 _EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
-_JOIN_TIMEOUT_S = 60.0
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_KNOCK_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 10.0
 # A lost node is noticed after about 2 s where Ray's defaults take 14 s.
 _HEALTH_CHECKS = {
@@ -54,8 +57,13 @@ def cluster(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator
     Our own listens on free ports, lets in only who has its random token, and touches no other Ray.
 
     Raises:
+        InvalidInputError: this process works in a cluster already.
         UnavailableError: the cluster does not answer, or refuses the token.
     """
+    if ray.is_initialized():
+        raise InvalidInputError(
+            "this process works in a Ray cluster already", where="ray.init", do="Use that, or leave it before"
+        )
     address = os.environ.get("RAY_ADDRESS")
     with _joined(address, log_to_driver) if address else _started(dashboard, log_to_driver) as found:
         yield found
@@ -64,10 +72,9 @@ def cluster(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator
 @contextmanager
 def _joined(address: str, log_to_driver: bool) -> Iterator[Cluster]:
     try:
-        context = ray.init(
-            address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, configure_logging=False
-        )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        _knock(address)
+        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, configure_logging=False)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise UnavailableError(
             f"cannot join the Ray cluster ({str(error).splitlines()[0]})",
             where=f"RAY_ADDRESS={address}",
@@ -80,11 +87,18 @@ def _joined(address: str, log_to_driver: bool) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    # Ray would try an address where nobody listens for a quarter of an hour.
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), _KNOCK_TIMEOUT_S).close()
+
+
 @contextmanager
 def _started(dashboard: bool, log_to_driver: bool) -> Iterator[Cluster]:
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # Short and in /tmp, for the paths of Unix sockets end at 107 bytes.
-    folder = tempfile.mkdtemp(prefix="meedge-", dir="/tmp")  # noqa: S108
+    folder = tempfile.mkdtemp(prefix="meedge-", dir="/tmp")
     try:
         with _environment({**environment, "RAY_USAGE_STATS_ENABLED": "0"}):
             try:
@@ -155,28 +169,36 @@ class EdgeNode:
 
 @contextmanager
 def attach_edge_node(
-    cluster: Cluster, device: str, *, labels: Mapping[str, str] | None = None
+    cluster: Cluster, device: str, *, labels: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> Iterator[EdgeNode]:
     """Run a node for `device` on this machine while the context lasts; it is alive when the context begins.
 
     Raises:
-        InvalidInputError: the cluster has a live node of that device already.
+        InvalidInputError: the name is no label value, or the cluster has a live node of that device already.
         UnavailableError: the node did not come up; the message ends with what its log says.
     """
+    if _LABEL_VALUE.fullmatch(device) is None:
+        raise InvalidInputError(
+            f"{device!r} cannot name a device",
+            where="device",
+            do="Take up to 63 letters, digits, '-', '_' and '.', a letter or digit first and last",
+        )
     if _is_alive(device):
         raise InvalidInputError(
-            f"device {device!r} has a node already", where=cluster.address, do="Stop that, or take another name"
+            f"device {device!r} has a node already",
+            where=cluster.address,
+            do="Stop that, or take another name",
         )
     node = _start(cluster, device, {**(labels or {}), ROLE_LABEL: EDGE, DEVICE_LABEL: device})
     try:
-        _wait_until_alive(node)
+        _wait_until_alive(node, timeout_s)
         yield node
     finally:
         node.stop()
 
 
 def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode:
-    folder = Path(tempfile.mkdtemp(prefix="meedge-", dir="/tmp"))  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="meedge-", dir="/tmp"))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -199,8 +221,8 @@ def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode
     return EdgeNode(device, process, folder)
 
 
-def _wait_until_alive(node: EdgeNode) -> None:
-    deadline = time.monotonic() + _JOIN_TIMEOUT_S
+def _wait_until_alive(node: EdgeNode, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while not _is_alive(node.device):
         if node.process.poll() is not None or time.monotonic() > deadline:
             raise UnavailableError(

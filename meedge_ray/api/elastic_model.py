@@ -62,7 +62,9 @@ class Model(Spec):
     arguments: dict[str, str | int | bool] = Field(
         default_factory=dict, description="keyword arguments of the architecture's constructor"
     )
-    weights: str | None = Field(default=None, description="a .safetensors file, relative to the manifest")
+    weights: str | None = Field(
+        default=None, description="a .safetensors file, relative to the manifest, variables expanded"
+    )
     pretrain: Pretrain | None = Field(default=None, description="trains the backbone first, where there are no weights")
 
     @model_validator(mode="after")
@@ -76,6 +78,11 @@ class Split(Spec):
     """Shares of the samples held out, drawn by a seed. A data set with a test split of its own keeps it."""
 
     validation_percent: int = Field(default=20, gt=0, lt=90)
+    validation_from: Literal["train", "test"] = Field(
+        default="train",
+        description="which split validation is taken from; test, where the weights were trained on the whole training "
+        "split: on samples it has seen the backbone looks better than it is",
+    )
     test_percent: int = Field(default=20, gt=0, lt=90)
     seed: int = 0
 

@@ -42,11 +42,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 @dataclass
 class Bars(AbstractContextManager["Bars"]):
-    """Progress on stderr: a bar a stage on a terminal, a line a tenth of a stage elsewhere."""
+    """Progress on stderr: a bar a stage on a terminal, a line a quarter of a stage elsewhere."""
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     _tasks: dict[str, TaskID] = field(default_factory=dict)
-    _tenths: dict[str, int] = field(default_factory=dict)
+    _quarters: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._progress = Progress(
@@ -69,10 +69,10 @@ class Bars(AbstractContextManager["Bars"]):
     def __call__(self, stage: str, done: float, total: float, detail: str = "") -> None:
         """Show that `done` of `total` steps of `stage` are finished."""
         if not self.console.is_terminal:
-            tenth = int(10 * done / total)
-            if tenth > self._tenths.get(stage, 0):
-                self._tenths[stage] = tenth
-                self.console.print(f"{stage:16} {10 * tenth:3}%  {detail}", markup=False)
+            quarter = int(4 * done / total)
+            if quarter > self._quarters.get(stage, 0):
+                self._quarters[stage] = quarter
+                self.console.print(f"{stage:16} {25 * quarter:3}%  {detail}", markup=False)
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, detail=detail)

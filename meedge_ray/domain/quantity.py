@@ -48,8 +48,10 @@ def parse_bytes(text: str, *, where: str = "memory") -> int:
 def format_bytes(size_bytes: float) -> str:
     """Return bytes for people: three significant digits and a binary suffix, such as `1.09Mi`."""
     size = float(size_bytes)
-    for suffix in ("", "Ki", "Mi", "Gi"):
-        if abs(size) < 1024 or suffix == "Gi":
-            return f"{size:.3g}{suffix}" if suffix else f"{size:.0f}"
-        size /= 1024
-    raise AssertionError
+    suffix = ""
+    for larger in ("Ki", "Mi", "Gi", "Ti"):
+        if size < 1000:  # 1000 to 1023 would take four digits
+            break
+        size, suffix = size / 1024, larger
+    decimals = 0 if not suffix or size >= 100 else 1 if size >= 10 else 2
+    return f"{size:.{decimals}f}{suffix}"

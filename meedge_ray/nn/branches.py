@@ -96,9 +96,7 @@ def _convolution(choice: Convolution, channels: int) -> nn.Sequential:
         case "depthwise":
             return nn.Sequential(*_normed(_conv(channels, (k, k))))
         case "separable":
-            return nn.Sequential(
-                *_normed(_conv(channels, (k, k))), *_normed(_conv(channels, (1, 1), groups=1))
-            )
+            return nn.Sequential(*_normed(_conv(channels, (k, k))), *_normed(_conv(channels, (1, 1), groups=1)))
         case "spatiallySeparable":
             # Nothing between the two, so that they are one kernel of rank one.
             return nn.Sequential(_conv(channels, (k, 1)), *_normed(_conv(channels, (1, k))))
@@ -106,9 +104,7 @@ def _convolution(choice: Convolution, channels: int) -> nn.Sequential:
             return nn.Sequential(*_normed(_conv(channels, (k, k), dilation=_DILATION)))
 
 
-def _conv(
-    channels: int, kernel: tuple[int, int], *, groups: int | None = None, dilation: int = 1
-) -> nn.Conv2d:
+def _conv(channels: int, kernel: tuple[int, int], *, groups: int | None = None, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(
         channels,
         channels,

@@ -35,6 +35,8 @@ def export_unit(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
             # The TorchScript exporter is deprecated in words, and takes 5 ms a unit where its successor takes 500.
             for words in (".*legacy TorchScript-based ONNX", "The feature will be removed"):
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=words)
+            # What is not folded here, such as the paddings of F.pad, ONNX Runtime folds when it loads the unit.
+            warnings.filterwarnings("ignore", category=UserWarning, message="Constant folding")
             torch.onnx.export(
                 exportable,
                 (sample,),

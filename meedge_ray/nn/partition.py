@@ -144,6 +144,12 @@ def _uncut(traced: Trace) -> PartitionError:
             where=traced.output.name,
             do="Use larger images, or a convolutional model",
         )
+    if _cuts(traced):
+        return PartitionError(
+            "only one block has a convolution or linear layer, so every exit would be the last",
+            where=traced.output.name,
+            do="Use a model of at least two layers, such as a convolution and a classifier",
+        )
     others = Counter(value for node, live in _live(traced) for value in live - {node})
     blocker = others.most_common(1)[0][0] if others else traced.output
     return PartitionError(
@@ -165,9 +171,7 @@ def _path(nodes: Sequence[fx.Node]) -> str:
     """Return the deepest module path that holds all the nodes, empty where that is the model itself."""
     stacks = [node.meta.get("nn_module_stack", {}) for node in nodes]
     paths = [list(stack.values())[-1][0].split(".") if stack else [] for stack in stacks]
-    return ".".join(
-        step for step, *_ in takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False))
-    )
+    return ".".join(step for step, *_ in takewhile(lambda steps: len(set(steps)) == 1, zip(*paths, strict=False)))
 
 
 def _piece(

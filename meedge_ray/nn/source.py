@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from meedge_ray.api.elastic_model import Model
 from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.domain.paths import expand_path
 from meedge_ray.nn.backbones import build_backbone
 
 _WHERE = "spec.model.weights"
@@ -23,7 +24,7 @@ def load_model(model: Model, *, input_shape: tuple[int, int, int], classes: int,
         model: the manifest's section.
         input_shape: channels, height and width of one input.
         classes: number of logits.
-        base_dir: the folder `model.weights` is relative to.
+        base_dir: the folder `model.weights` is relative to; it may hold environment variables.
 
     Raises:
         InvalidInputError: the architecture cannot be built, or the weights are not its weights.
@@ -33,7 +34,7 @@ def load_model(model: Model, *, input_shape: tuple[int, int, int], classes: int,
         model.architecture, input_shape=input_shape, classes=classes, arguments=model.arguments
     ).eval()
     if model.weights is not None:
-        path = base_dir / model.weights
+        path = expand_path(model.weights, base_dir, where=_WHERE)
         weights = _read(path)
         _check(network, weights, architecture=model.architecture, path=path)
         network.load_state_dict(weights, strict=False)  # _check was stricter, and says more

@@ -122,9 +122,7 @@ def _computed(graph: fx.Graph) -> tuple[fx.Node, ...]:
     for node in graph.nodes:
         if node.op == "placeholder" or not inputs_and_after.isdisjoint(node.all_input_nodes):
             inputs_and_after.add(node)
-    return tuple(
-        node for node in graph.nodes if node in inputs_and_after and node.op not in ("placeholder", "output")
-    )
+    return tuple(node for node in graph.nodes if node in inputs_and_after and node.op not in ("placeholder", "output"))
 
 
 class _Observer(fx.Interpreter):

@@ -182,9 +182,7 @@ class ServiceClient:
 
 
 def _bad_url(base_url: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{base_url!r} is no HTTP URL", where="service URL", do="Write it like https://host:8000"
-    )
+    return InvalidInputError(f"{base_url!r} is no HTTP URL", where="service URL", do="Write it like https://host:8000")
 
 
 def _kind(status: int) -> type[MeedgeError]:

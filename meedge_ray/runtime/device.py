@@ -103,7 +103,7 @@ class Device:
         self._latency_budget_ms = latency_budget_ms
         self._threads = threads
         self._control = Lock()
-        self._running = self._start()
+        self._running = self._loaded(self._cache.bundle(model))
         self._decision = _Decision(None, "local", "no memory budget was set yet")
 
     def infer(
@@ -157,8 +157,7 @@ class Device:
             problem=decision.problem,
         )
 
-    def _start(self) -> _Running:
-        bundle = self._cache.bundle(self.model)
+    def _loaded(self, bundle: Bundle) -> _Running:
         placer = Placer(bundle, device_type=self._device_type, horizon_ms=self._horizon_ms)
         engine = Engine(
             bundle.input,
@@ -180,8 +179,7 @@ class Device:
     def _follow_service(self, memory_bytes: int) -> None:
         response = self._ask(memory_bytes)
         if response.bundle_sha256 != self._running.sha256:
-            self._running.engine.place(())
-            self._running = self._start()
+            self._rebuild()
         running = self._running
         if not set(response.branches) <= {branch.name for branch in running.bundle.branches}:
             raise UnavailableError("the service placed branches of another bundle", do="Try again later")
@@ -192,6 +190,13 @@ class Device:
             if branch.name in response.branches and branch.name not in running.engine.branches:
                 self._cache.ensure(branch.unit)
         self._load(response.branches, memory_bytes, self._cache.stored)
+
+    def _rebuild(self) -> None:
+        bundle = self._cache.bundle(self.model)
+        for block in bundle.blocks:
+            self._cache.ensure(block.unit)
+        self._running.engine.place(())
+        self._running = self._loaded(bundle)
 
     def _ask(self, memory_bytes: int) -> PlacementResponse:
         rate_bps = self._cache.rate_bps
@@ -228,9 +233,7 @@ class Device:
     def _load(self, names: Iterable[str], memory_bytes: int, read: Callable[[Unit], bytes]) -> None:
         engine, wanted = self._running.engine, set(names)
         candidates = [
-            (branch, partial(read, branch.unit))
-            for branch in self._running.bundle.branches
-            if branch.name in wanted
+            (branch, partial(read, branch.unit)) for branch in self._running.bundle.branches if branch.name in wanted
         ]
         resident = set(engine.branches)
         kept = [candidate for candidate in candidates if candidate[0].name in resident]

@@ -38,15 +38,20 @@ class Placer:
 
         Raises:
             NotFoundError: no profile of that device type.
-            InvalidInputError: several profiles and none named.
+            InvalidInputError: several profiles and none named, or a horizon below the single exit's time.
 
         """
         self.bundle = bundle
         self.profile = _profile(bundle, device_type)
-        self.horizon_ms = HORIZON_FACTOR * self.profile.single_exit_ms if horizon_ms is None else horizon_ms
-        self._candidates = [
-            branch for branch in bundle.branches if held is None or branch.unit.sha256 in held
-        ]
+        single_exit_ms = self.profile.single_exit_ms
+        self.horizon_ms = HORIZON_FACTOR * single_exit_ms if horizon_ms is None else horizon_ms
+        if not self.horizon_ms >= single_exit_ms:
+            raise InvalidInputError(
+                f"a horizon of {horizon_ms} ms is shorter than the single exit's {single_exit_ms:.3g} ms",
+                where="horizon_ms",
+                do="Give a longer one, or leave it out",
+            )
+        self._candidates = [branch for branch in bundle.branches if held is None or branch.unit.sha256 in held]
 
     @property
     def device_type(self) -> str:
@@ -61,10 +66,6 @@ class Placer:
         """Return the best placement for every budget, computed once.
 
         Its sizes count branches alone; `points` says the same in names.
-
-        Raises:
-            InvalidInputError: the horizon is below the single exit's time.
-
         """
         return self._frontier
 
@@ -77,7 +78,6 @@ class Placer:
 
         Raises:
             BudgetError: not even the backbone fits.
-            InvalidInputError: the horizon is below the single exit's time.
 
         """
         start = perf_counter()
@@ -92,7 +92,6 @@ class Placer:
 
         Raises:
             BudgetError: not even the backbone fits.
-            InvalidInputError: the horizon is below the single exit's time.
 
         """
         start = perf_counter()
@@ -114,9 +113,7 @@ class Placer:
             NotFoundError: the bundle has no such branch.
 
         """
-        known = {
-            branch.name: branch for branch in (*self.bundle.branches, *_flat(self.bundle.baselines.values()))
-        }
+        known = {branch.name: branch for branch in (*self.bundle.branches, *_flat(self.bundle.baselines.values()))}
         try:
             chosen = [known[name] for name in names]
         except KeyError as error:
@@ -149,9 +146,7 @@ class Placer:
         expectation = float(self._frontier.expectation[point])
         return self._placement(chosen, expectation, method="frontier", search_ms=search_ms)
 
-    def _placement(
-        self, chosen: Sequence[Branch], expectation: float, *, method: str, search_ms: float
-    ) -> Placement:
+    def _placement(self, chosen: Sequence[Branch], expectation: float, *, method: str, search_ms: float) -> Placement:
         return Placement(
             branches=tuple(branch.name for branch in chosen),
             size_bytes=self.bundle.backbone_bytes + sum(_sizes(chosen)),

@@ -21,9 +21,7 @@ GROUP = 16
 KEPT_SHARE = 0.95
 
 
-def profile(
-    engine: Engine, candidates: Sequence[Candidate], *, device_type: str, runs: int = RUNS
-) -> Profile:
+def profile(engine: Engine, candidates: Sequence[Candidate], *, device_type: str, runs: int = RUNS) -> Profile:
     """Measure the time of every block and branch on this device, batch 1, as they run in the chain.
 
     The engine's branches are replaced by the candidates, a group at a time; afterwards none is resident.

@@ -87,6 +87,4 @@ def _numbers(raw: Any) -> NDArray[Any]:  # noqa: ANN401
 
 
 def _refused(what: str) -> InvalidInputError:
-    return InvalidInputError(
-        what, where="sample", do="Pass the raw sample as the data set stores it, channels first"
-    )
+    return InvalidInputError(what, where="sample", do="Pass the raw sample as the data set stores it, channels first")

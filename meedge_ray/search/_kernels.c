@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -41,78 +42,97 @@ static void release(Py_buffer *views, int count)
 /* ---- cover.uncovered ------------------------------------------------------------------------------- */
 
 typedef struct {
+    const int64_t *order;
     const double *spent, *value, *accuracy, *low, *high;
     const uint64_t *used;
     double *loss;
     unsigned char *keep;
     Py_ssize_t count;
-    double allowed;
+    double top, steepness, allowed;
 } Labels;
 
-/* The labels still compared with, packed so that the scan reads memory in one run. */
+/* The labels still compared with, packed so that a scan reads memory in one run. `delay` is what each loses
+ * per ms that it is later than the label it stands for. */
 typedef struct {
-    double *spent, *value, *accuracy, *low, *high;
+    double *spent, *value, *accuracy, *low, *high, *delay;
     uint64_t *used;
-    Py_ssize_t *index;
+    int64_t *index;
     Py_ssize_t count;
 } Pool;
 
 enum { BLOCK = 32 };
 
-/* Whether pool entry `x` covers label `i`; written without branches, so that a block is one vector loop. */
-#define COVERS(pool, x, spent_i, at_low, at_high, lo, hi, unused, room)                                      \
-    (((pool)->spent[x] <= (spent_i)) & ((at_low) - ((pool)->value[x] - (pool)->accuracy[x] * (lo)) <= (room)) & \
-     ((at_high) - ((pool)->value[x] - (pool)->accuracy[x] * (hi)) <= (room)) &                               \
-     (((pool)->used[x] & (unused)) == 0))
+/* A label's value on one straight line: what it is worth where accuracy at hand counts `chance` less. */
+static inline double worth(double value, double accuracy, double chance)
+{
+    return value - accuracy * chance;
+}
+
+/* A label's value, less what it loses by being later than another. */
+static inline double delayed(double value, double spent, double other_spent, double delay)
+{
+    const double later = spent - other_spent;
+    return value - (later > 0.0 ? later : 0.0) * delay;
+}
+
+/* What is lost if pool entry `x` stands for label `i`; nothing if negative. */
+static inline double slack_of(const Pool *pool, Py_ssize_t x, double spent, double at_low, double at_high, double low,
+                              double high)
+{
+    const double value = delayed(pool->value[x], pool->spent[x], spent, pool->delay[x]);
+    const double first = at_low - worth(value, pool->accuracy[x], low);
+    const double second = at_high - worth(value, pool->accuracy[x], high);
+    return first > second ? first : second;
+}
 
 /* Returns the first pool entry that covers label `i`, or -1; its slack in `slack`. */
-static Py_ssize_t find_cover(const Labels *labels, Py_ssize_t i, const Pool *pool, double *slack)
+static Py_ssize_t find_cover(const Labels *labels, int64_t i, const Pool *pool, double *slack)
 {
-    const double spent = labels->spent[i], lo = labels->low[i], hi = labels->high[i];
-    const double at_low = labels->value[i] - labels->accuracy[i] * lo;
-    const double at_high = labels->value[i] - labels->accuracy[i] * hi;
+    const double spent = labels->spent[i], low = labels->low[i], high = labels->high[i];
+    const double at_low = worth(labels->value[i], labels->accuracy[i], low);
+    const double at_high = worth(labels->value[i], labels->accuracy[i], high);
     const double room = labels->allowed - labels->loss[i];
     const uint64_t unused = ~labels->used[i];
     for (Py_ssize_t start = 0; start < pool->count; start += BLOCK) {
         const Py_ssize_t end = start + BLOCK < pool->count ? start + BLOCK : pool->count;
-        int any = 0;
+        int any = 0; /* without branches: a block is one vector loop */
         for (Py_ssize_t x = start; x < end; x++) {
-            any |= COVERS(pool, x, spent, at_low, at_high, lo, hi, unused, room);
+            any |= (slack_of(pool, x, spent, at_low, at_high, low, high) <= room) & ((pool->used[x] & unused) == 0);
         }
-        if (!any) {
-            continue;
+        for (Py_ssize_t x = start; any && x < end; x++) {
+            *slack = slack_of(pool, x, spent, at_low, at_high, low, high);
+            if (*slack <= room && (pool->used[x] & unused) == 0) {
+                return x;
+            }
         }
-        Py_ssize_t x = start;
-        while (!COVERS(pool, x, spent, at_low, at_high, lo, hi, unused, room)) {
-            x++;
-        }
-        const double first = at_low - (pool->value[x] - pool->accuracy[x] * lo);
-        const double second = at_high - (pool->value[x] - pool->accuracy[x] * hi);
-        *slack = first > second ? first : second;
-        return x;
     }
     return -1;
 }
 
 /* Appends label `i` and packs away those that it covers, whatever their size. */
-static void enter(const Labels *labels, Py_ssize_t i, Pool *pool)
+static void enter(const Labels *labels, int64_t i, Pool *pool)
 {
     const double spent = labels->spent[i], value = labels->value[i], accuracy = labels->accuracy[i];
+    const double rise = labels->top - accuracy;
+    const double delay = labels->steepness * (rise > 0.0 ? rise : 0.0);
     const uint64_t used = labels->used[i];
     Py_ssize_t to = 0;
     for (Py_ssize_t x = 0; x < pool->count; x++) {
-        const double lo = pool->low[x], hi = pool->high[x];
-        const int obsolete = (spent <= pool->spent[x]) &
-                             (value - accuracy * lo >= pool->value[x] - pool->accuracy[x] * lo) &
-                             (value - accuracy * hi >= pool->value[x] - pool->accuracy[x] * hi) &
+        const double low = pool->low[x], high = pool->high[x];
+        const double mine = delayed(value, spent, pool->spent[x], delay);
+        const int obsolete = (worth(mine, accuracy, low) >= worth(pool->value[x], pool->accuracy[x], low)) &
+                             (worth(mine, accuracy, high) >= worth(pool->value[x], pool->accuracy[x], high)) &
                              ((used & ~pool->used[x]) == 0);
-        pool->spent[to] = pool->spent[x];
-        pool->value[to] = pool->value[x];
-        pool->accuracy[to] = pool->accuracy[x];
-        pool->low[to] = lo;
-        pool->high[to] = hi;
-        pool->used[to] = pool->used[x];
-        pool->index[to] = pool->index[x];
+        if (to < x) {
+            pool->spent[to] = pool->spent[x];
+            pool->value[to] = pool->value[x];
+            pool->accuracy[to] = pool->accuracy[x];
+            pool->low[to] = low;
+            pool->high[to] = high;
+            pool->delay[to] = pool->delay[x];
+            pool->used[to] = pool->used[x];
+            pool->index[to] = pool->index[x];
+        }
         to += !obsolete;
     }
     pool->spent[to] = spent;
@@ -120,6 +140,7 @@ static void enter(const Labels *labels, Py_ssize_t i, Pool *pool)
     pool->accuracy[to] = accuracy;
     pool->low[to] = labels->low[i];
     pool->high[to] = labels->high[i];
+    pool->delay[to] = delay;
     pool->used[to] = used;
     pool->index[to] = i;
     pool->count = to + 1;
@@ -127,10 +148,11 @@ static void enter(const Labels *labels, Py_ssize_t i, Pool *pool)
 
 static void keep_uncovered(const Labels *labels, Pool *pool)
 {
-    for (Py_ssize_t i = 0; i < labels->count; i++) {
+    for (Py_ssize_t place = 0; place < labels->count; place++) {
+        const int64_t i = labels->order[place];
         double slack = 0.0;
         const Py_ssize_t cover = find_cover(labels, i, pool, &slack);
-        labels->keep[i] = cover < 0;
+        labels->keep[place] = cover < 0;
         if (cover < 0) {
             enter(labels, i, pool);
             continue;
@@ -143,8 +165,20 @@ static void keep_uncovered(const Labels *labels, Pool *pool)
     }
 }
 
+static int is_permutation(const int64_t *order, unsigned char *seen, Py_ssize_t count)
+{
+    memset(seen, 0, (size_t)count);
+    for (Py_ssize_t place = 0; place < count; place++) {
+        if (order[place] < 0 || order[place] >= count || seen[order[place]]) {
+            return 0;
+        }
+        seen[order[place]] = 1;
+    }
+    return 1;
+}
+
 PyDoc_STRVAR(uncovered_doc,
-             "uncovered(spent, value, accuracy, low, high, used, loss, keep, allowed)\n--\n\n"
+             "uncovered(order, spent, value, accuracy, low, high, used, loss, keep, top, steepness, allowed)\n--\n\n"
              "Fill `keep` and raise `loss` in place; see meedge_ray.search.cover.uncovered.");
 
 static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -154,16 +188,20 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
         Py_ssize_t item;
         int writable;
     } wanted[] = {
-        {"spent", "d", 8, 0}, {"value", "d", 8, 0}, {"accuracy", "d", 8, 0}, {"low", "d", 8, 0},
-        {"high", "d", 8, 0},  {"used", "LQ", 8, 0}, {"loss", "d", 8, 1},     {"keep", "?", 1, 1},
+        {"order", "lq", 8, 0}, {"spent", "d", 8, 0}, {"value", "d", 8, 0},
+        {"accuracy", "d", 8, 0}, {"low", "d", 8, 0}, {"high", "d", 8, 0},
+        {"used", "LQ", 8, 0}, {"loss", "d", 8, 1}, {"keep", "?", 1, 1},
     };
-    enum { VIEWS = 8, COLUMNS = 7 };
-    if (nargs != VIEWS + 1) {
-        return PyErr_Format(PyExc_TypeError, "uncovered() takes %d arguments, got %zd", VIEWS + 1, nargs);
+    enum { VIEWS = 9, NUMBERS = 3, COLUMNS = 8, ITEM = 8 };
+    if (nargs != VIEWS + NUMBERS) {
+        return PyErr_Format(PyExc_TypeError, "uncovered() takes %d arguments, got %zd", VIEWS + NUMBERS, nargs);
     }
-    const double allowed = PyFloat_AsDouble(args[VIEWS]);
-    if (allowed == -1.0 && PyErr_Occurred()) {
-        return NULL;
+    double numbers[NUMBERS];
+    for (int i = 0; i < NUMBERS; i++) {
+        numbers[i] = PyFloat_AsDouble(args[VIEWS + i]);
+        if (numbers[i] == -1.0 && PyErr_Occurred()) {
+            return NULL;
+        }
     }
     Py_buffer views[VIEWS];
     Py_ssize_t count = -1;
@@ -175,25 +213,41 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
         }
         count = views[0].shape[0];
     }
-    /* Every column's items are 8 bytes on the platforms with 64-bit indices, 4 at the least elsewhere. */
-    double *space = count > PY_SSIZE_T_MAX / (COLUMNS * 8) ? NULL : PyMem_RawMalloc((size_t)count * COLUMNS * 8 + 1);
+    if (!is_permutation(views[0].buf, views[8].buf, count)) {
+        release(views, VIEWS);
+        PyErr_SetString(PyExc_ValueError, "order: not a permutation");
+        return NULL;
+    }
+    char *space = count > PY_SSIZE_T_MAX / (COLUMNS * ITEM) ? NULL : PyMem_RawMalloc((size_t)count * COLUMNS * ITEM + 1);
     if (space == NULL) {
         release(views, VIEWS);
         return PyErr_NoMemory();
     }
+    const size_t column = (size_t)count * ITEM;
     const Labels labels = {
-        .spent = views[0].buf, .value = views[1].buf, .accuracy = views[2].buf, .low = views[3].buf,
-        .high = views[4].buf,  .used = views[5].buf,  .loss = views[6].buf,     .keep = views[7].buf,
-        .count = count,        .allowed = allowed,
+        .order = views[0].buf,
+        .spent = views[1].buf,
+        .value = views[2].buf,
+        .accuracy = views[3].buf,
+        .low = views[4].buf,
+        .high = views[5].buf,
+        .used = views[6].buf,
+        .loss = views[7].buf,
+        .keep = views[8].buf,
+        .count = count,
+        .top = numbers[0],
+        .steepness = numbers[1],
+        .allowed = numbers[2],
     };
     Pool pool = {
-        .spent = space,
-        .value = space + count,
-        .accuracy = space + 2 * count,
-        .low = space + 3 * count,
-        .high = space + 4 * count,
-        .used = (uint64_t *)(space + 5 * count),
-        .index = (Py_ssize_t *)(space + 6 * count),
+        .spent = (double *)space,
+        .value = (double *)(space + column),
+        .accuracy = (double *)(space + 2 * column),
+        .low = (double *)(space + 3 * column),
+        .high = (double *)(space + 4 * column),
+        .delay = (double *)(space + 5 * column),
+        .used = (uint64_t *)(space + 6 * column),
+        .index = (int64_t *)(space + 7 * column),
         .count = 0,
     };
     Py_BEGIN_ALLOW_THREADS

@@ -93,9 +93,7 @@ def greedy_order(candidates: Candidates, size_bytes: Integers, horizon_ms: float
     waiting = np.ones(len(times), dtype=np.bool_)
     order: list[int] = []
     while waiting.any():
-        scores = np.where(
-            waiting, (candidates.accuracy - before) * np.maximum(until - times, 0.0) / bytes_each, 0.0
-        )
+        scores = np.where(waiting, (candidates.accuracy - before) * np.maximum(until - times, 0.0) / bytes_each, 0.0)
         best = int(scores.argmax())
         if scores[best] <= 0:
             break
@@ -133,9 +131,7 @@ def _hull(times: Floats, accuracies: Floats, final_ms: float, final_accuracy: fl
     return [index for _, _, index in corners if 0 <= index < len(times)]
 
 
-def _turns_left(
-    a: tuple[float, float, int], b: tuple[float, float, int], c: tuple[float, float, int]
-) -> bool:
+def _turns_left(a: tuple[float, float, int], b: tuple[float, float, int], c: tuple[float, float, int]) -> bool:
     return (b[0] - a[0]) * (c[1] - a[1]) >= (b[1] - a[1]) * (c[0] - a[0])
 
 
@@ -172,9 +168,8 @@ def _search_tree(
 ) -> HpfPlacement:
     order = [scorer.rank[candidate] for candidate in priority.tolist()]
     sizes = [int(size_bytes[scorer.candidate[rank]]) for rank in order]
-    stack = [
-        (0, 0, [scorer.rank[FINAL]], scorer([scorer.rank[FINAL]]))
-    ]  # next child, bytes, outputs, expectation
+    bare = [scorer.rank[FINAL]]
+    stack = [(0, 0, bare, scorer(bare))]  # of the next child, and the bytes, outputs and expectation so far
     best = stack[0]
     deadline = time.perf_counter() + limit_ms / 1000
     greedy = True

@@ -14,12 +14,27 @@ from meedge_ray.domain.errors import InvalidInputError
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Law = Callable[[Floats], Floats]
 Timing = Literal["cumulative", "independent"]
 
 _SAMPLES = 257
 _ROUNDING = 1e-9
 _MOST_BYTES = 2**62
+UNBOUNDED = 1e300  # finite, so that it times nothing is nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """The chance of not being killed yet, of an array of times in ms.
+
+    `steepness` bounds how much it falls in a ms; no bound is known for a law that is given as a function.
+    """
+
+    chance: Callable[[Floats], Floats]
+    steepness: float = UNBOUNDED
+
+    def __call__(self, times: Floats) -> Floats:
+        """Return the chances at all times."""
+        return self.chance(times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +78,7 @@ def read_candidates(
 
     """
     if timing not in ("cumulative", "independent"):
-        raise InvalidInputError(
-            f"{timing!r} is no timing", where="timing", do="Use cumulative or independent"
-        )
+        raise InvalidInputError(f"{timing!r} is no timing", where="timing", do="Use cumulative or independent")
     exits = read_integers(exit_index, "exit_index")
     duration = read_floats(duration_ms, "duration_ms", count=len(exits))
     accuracies = read_floats(accuracy, "accuracy", count=len(exits), most=1.0)
@@ -96,9 +109,7 @@ def read_candidates(
     )
 
 
-def read_floats(
-    values: npt.ArrayLike, where: str, *, count: int | None = None, most: float = np.inf
-) -> Floats:
+def read_floats(values: npt.ArrayLike, where: str, *, count: int | None = None, most: float = np.inf) -> Floats:
     """Return finite numbers in 0..`most` as an array of shape [count].
 
     Raises:
@@ -167,7 +178,7 @@ def read_law(survival: Callable[[Any], Any] | None, *, horizon_ms: float, final_
             do="Make it at least the single-exit time",
         )
     if survival is None:
-        return lambda times: np.maximum(0.0, 1.0 - times / horizon)
+        return Law(lambda times: np.maximum(0.0, 1.0 - times / horizon), steepness=1.0 / horizon)
     law = _vectorised(survival, np.linspace(0.0, horizon, _SAMPLES))
     sampled = law(np.linspace(0.0, horizon, _SAMPLES))
     if not ((sampled >= -_ROUNDING) & (sampled <= 1 + _ROUNDING)).all():
@@ -183,7 +194,7 @@ def _vectorised(survival: Callable[[Any], Any], times: Floats) -> Law:
     except (TypeError, ValueError):
         whole = False
     if whole:
-        return lambda times: np.asarray(survival(times), dtype=np.float64)
+        return Law(lambda times: np.asarray(survival(times), dtype=np.float64))
 
     def one_by_one(times: Floats) -> Floats:
         try:
@@ -191,7 +202,7 @@ def _vectorised(survival: Callable[[Any], Any], times: Floats) -> Law:
         except (TypeError, ValueError, ArithmeticError) as error:
             raise InvalidInputError(f"cannot be evaluated: {error}", where="survival") from None
 
-    return one_by_one
+    return Law(one_by_one)
 
 
 def read_members(members: Sequence[int] | Integers, count: int) -> Integers:

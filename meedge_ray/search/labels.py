@@ -6,17 +6,21 @@ they run; output j extends a label whose accuracy it raises, and its result come
 
     m += size_j,  B += cost_j,  v += (c_j - c) G(S),  c = c_j        G(t): chance of no kill before t
 
-**Why few labels are enough.** Let a and b be labels at the same place of the order, with m_a <= m_b and
-B_a <= B_b. Whatever b goes on to run, a can run too, skipping what does not raise its accuracy: it fits,
-and its results come no later. Up to c_a both then differ only in this:
+**Why few labels are enough.** Let a and b be labels at the same place of the order, with m_a <= m_b. Whatever
+b goes on to run, a can run too, skipping what does not raise its accuracy; it fits. The two then differ in this:
 
-- c_a > c_b: b still collects the accuracy between c_b and c_a, worth at most (c_a - c_b) G(earliest
-  output b can have next);
-- c_a < c_b: a's next result is worth more by (c_b - c_a) G(b's next output), at least (c_b - c_a)
-  G(latest output b can have next), if one is certain to come: the final exit, where c_b is below it.
+- If c_a > c_b, b still collects the accuracy between the two, worth at most (c_a - c_b) G(earliest output b
+  can have next).
+- If c_a < c_b, a's next result is worth more by (c_b - c_a) G(b's next output): at least (c_b - c_a) G(latest
+  output b can have next), if one is certain to come, which it is while the final exit is ahead and better.
+- If B_a > B_b, a's results come at most B_a - B_b later than b's. Where G falls by at most L a ms (1/H for the
+  uniform law) and no accuracy beyond `top` can be reached, that loses at most L (B_a - B_b) (top - c_a).
 
-So a makes b superfluous if v_a - c_a g >= v_b - c_b g for both g = low_b (latest; 0 if none is certain)
-and g = high_b (earliest); v_a >= v_b alone is the case low_b = 0. Dropping b then loses nothing at any budget.
+So a makes b superfluous if, for both g = low_b (latest; 0 if none is certain) and g = high_b (earliest),
+
+    v_a - L max(0, B_a - B_b) max(0, top - c_a) - c_a g  >=  v_b - c_b g.
+
+Dropping b then loses nothing at any budget. Without a bound L, a must not have spent more than b.
 
 **Tolerance.** If the test fails by a slack s, dropping b loses at most s at any budget. Each label carries
 the most that what it stands for can have lost, and a drop that lifts it above what is allowed is not made.
@@ -28,8 +32,9 @@ it has used no exit that b has not. An exit needs its bit from its first candida
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from meedge_ray.search.cover import Bits, Mask, uncovered
+from meedge_ray.search.cover import uncovered
 from meedge_ray.search.inputs import Candidates, Floats, Integers, Law
 from meedge_ray.search.outputs import FINAL, MEANT_GAIN, exit_bits, next_outputs, outputs, prune
 
@@ -42,7 +47,7 @@ class _Labels:
     spent: Floats
     value: Floats
     accuracy: Floats
-    used: Bits
+    used: npt.NDArray[np.uint64]
     loss: Floats
     node: Integers
 
@@ -50,17 +55,13 @@ class _Labels:
     def empty_placement(cls) -> "_Labels":
         nothing = np.zeros(1)
         none, root = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
-        return cls(
-            none, nothing, nothing.copy(), nothing.copy(), none.astype(np.uint64), nothing.copy(), root
-        )
+        return cls(none, nothing, nothing.copy(), nothing.copy(), none.astype(np.uint64), nothing.copy(), root)
 
-    def take(self, which: Integers | Mask) -> "_Labels":
+    def take(self, which: Integers | npt.NDArray[np.bool_]) -> "_Labels":
         return _Labels(*(getattr(self, name)[which] for name in self.__slots__))
 
     def join(self, other: "_Labels") -> "_Labels":
-        return _Labels(
-            *(np.concatenate((getattr(self, name), getattr(other, name))) for name in self.__slots__)
-        )
+        return _Labels(*(np.concatenate((getattr(self, name), getattr(other, name))) for name in self.__slots__))
 
 
 class _Tree:
@@ -98,7 +99,7 @@ def search_labels(
     """
     order = outputs(candidates, prune(candidates, size_bytes, law, one_per_exit=one_per_exit))
     bits, done = exit_bits(candidates, order, one_per_exit=one_per_exit)
-    earliest, latest = next_outputs(candidates, order)
+    earliest, latest, top = next_outputs(candidates, order)
     labels, tree = _Labels.empty_placement(), _Tree()
     for place, output in enumerate(order.tolist()):
         if output == FINAL:
@@ -110,10 +111,9 @@ def search_labels(
         labels.used &= ~done[place]
         if not fresh.any():
             continue
-        by_size = np.lexsort((-labels.value, labels.spent, labels.size))
-        labels, fresh = labels.take(by_size), fresh[by_size]
-        certain = (labels.accuracy < candidates.final_accuracy) & (FINAL in order[place:])
+        certain = labels.accuracy < candidates.final_accuracy  # so the final exit is still to come
         keep = uncovered(
+            np.argsort(labels.size, kind="stable"),
             labels.spent,
             labels.value,
             labels.accuracy,
@@ -121,6 +121,8 @@ def search_labels(
             law(earliest[place] + labels.spent) if np.isfinite(earliest[place]) else np.zeros(len(fresh)),
             labels.used,
             labels.loss,
+            top=float(top[place]),
+            steepness=law.steepness,
             allowed=tolerance * (place + 1) / len(order),
         )
         labels, fresh = labels.take(keep), fresh[keep]
@@ -130,9 +132,7 @@ def search_labels(
     return labels.size, labels.value, tree.paths(labels.node)
 
 
-def _extend(
-    labels: _Labels, candidates: Candidates, size: int, output: int, bit: np.uint64, law: Law
-) -> _Labels:
+def _extend(labels: _Labels, candidates: Candidates, size: int, output: int, bit: np.uint64, law: Law) -> _Labels:
     accuracy = candidates.accuracy[output]
     longer = labels.take((labels.accuracy < accuracy) & ((labels.used & bit) == 0))
     gain = (accuracy - longer.accuracy) * law(candidates.alone_ms[output] + longer.spent)

@@ -4,7 +4,7 @@ import numpy as np
 
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.search.cover import Bits, uncovered
-from meedge_ray.search.inputs import Candidates, Floats, Integers, Law
+from meedge_ray.search.inputs import UNBOUNDED, Candidates, Floats, Integers, Law
 
 FINAL = -1
 MEANT_GAIN = 1e-12  # of expectation; below it a gain is rounding
@@ -32,11 +32,21 @@ def prune(candidates: Candidates, size_bytes: Integers, law: Law, *, one_per_exi
         by_size = np.lexsort((-accuracy, time, size_bytes[which]))
         nothing = np.zeros(len(which))
         free = np.zeros(len(which), dtype=np.uint64)
-        # A label without accuracy at hand: spent is the time, value the accuracy.
+        # As labels without accuracy at hand: spent is the time, value the accuracy, and later is never as good.
         needed = uncovered(
-            time[by_size], accuracy[by_size], nothing, nothing, nothing, free, nothing.copy(), allowed=0
+            by_size,
+            time,
+            accuracy,
+            nothing,
+            nothing,
+            nothing,
+            free,
+            nothing.copy(),
+            top=1.0,
+            steepness=UNBOUNDED,
+            allowed=0.0,
         )
-        kept.append(which[by_size[needed]])
+        kept.append(which[needed])
     return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
 
 
@@ -75,9 +85,12 @@ def exit_bits(candidates: Candidates, order: Integers, *, one_per_exit: bool) ->
     return bits, done
 
 
-def next_outputs(candidates: Candidates, order: Integers) -> tuple[Floats, Floats]:
-    """Return for every place the earliest and the latest time of an output after it, if nothing else ran."""
-    times = np.append(candidates.alone_ms, candidates.final_ms)[order]  # FINAL is -1: the one appended
+def next_outputs(candidates: Candidates, order: Integers) -> tuple[Floats, Floats, Floats]:
+    """Return for every place what can come after it, if nothing else ran: earliest and latest time, best accuracy."""
+    # FINAL is -1: the one appended.
+    times = np.append(candidates.alone_ms, candidates.final_ms)[order]
+    accuracies = np.append(candidates.accuracy, candidates.final_accuracy)[order]
     earliest = np.append(np.minimum.accumulate(times[::-1])[::-1][1:], np.inf)
     latest = np.append(np.maximum.accumulate(times[::-1])[::-1][1:], 0.0)
-    return earliest, latest
+    top = np.append(np.maximum.accumulate(accuracies[::-1])[::-1][1:], 0.0)
+    return earliest, latest, top

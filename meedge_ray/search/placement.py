@@ -103,9 +103,7 @@ def placement_frontier(
     sizes = read_integers(size_bytes, "size_bytes", count=len(candidates.accuracy))
     law = read_law(survival, horizon_ms=horizon_ms, final_ms=candidates.final_ms)
     slack = read_number(tolerance, "tolerance")
-    return PlacementFrontier(
-        *search_labels(candidates, sizes, law, one_per_exit=one_per_exit, tolerance=slack)
-    )
+    return PlacementFrontier(*search_labels(candidates, sizes, law, one_per_exit=one_per_exit, tolerance=slack))
 
 
 def result_times(

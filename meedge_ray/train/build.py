@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from meedge_ray.api.elastic_model import ElasticModelSpec
@@ -20,6 +21,7 @@ from meedge_ray.bundle.manifest import read_bundle, unit_store, write_bundle
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.elastic import Block, Branch, Bundle, Eliminated, Profile
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
+from meedge_ray.domain.paths import expand_path
 from meedge_ray.nn.branches import branch_name, zoo_branches
 from meedge_ray.nn.export import export_unit
 from meedge_ray.nn.partition import Chain, partition
@@ -96,6 +98,7 @@ def _model(manifest: Manifest, dataset: Dataset, work: Path, report: Report) -> 
     declared = spec.model
     if pretrained.exists():
         declared = declared.model_copy(update={"weights": str(pretrained.resolve()), "pretrain": None})
+    torch.manual_seed(spec.cultivation.seed)
     model = load_model(declared, input_shape=_image(dataset), classes=len(dataset.classes), base_dir=manifest.base_dir)
     if declared.pretrain is not None:
         pretrain(model, dataset, declared.pretrain, seed=spec.cultivation.seed, report=report)
@@ -276,8 +279,9 @@ def _fingerprint(spec: ElasticModelSpec, dataset: Dataset, base_dir: Path) -> st
     for split in (dataset.train, dataset.validation):
         digest.update(np.ascontiguousarray(split.x).data)
         digest.update(split.y.data)
-    if spec.model.weights is not None and (base_dir / spec.model.weights).is_file():
-        digest.update((base_dir / spec.model.weights).read_bytes())
+    if spec.model.weights is not None:
+        weights = expand_path(spec.model.weights, base_dir, where="spec.model.weights")
+        digest.update(weights.read_bytes() if weights.is_file() else b"")
     return digest.hexdigest()
 
 

@@ -1,7 +1,6 @@
 """Labelled samples from every source a manifest can name, split once and checked at the door."""
 
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from meedge_ray.api.elastic_model import Data, Normalization
 from meedge_ray.domain.elastic import InputSpec
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
+from meedge_ray.domain.paths import expand_path
 
 Raw = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -88,10 +88,10 @@ def _digits(_data: Data, _base_dir: Path) -> _Loaded:
 
 
 def _npz(data: Data, base_dir: Path) -> _Loaded:
-    train, names = _read_npz(_resolved(data.path, base_dir, "spec.data.path"))
+    train, names = _read_npz(_existing(data.path, base_dir, "spec.data.path"))
     test = None
     if data.test_path is not None:
-        test, _ = _read_npz(_resolved(data.test_path, base_dir, "spec.data.testPath"))
+        test, _ = _read_npz(_existing(data.test_path, base_dir, "spec.data.testPath"))
     count = int(max(train.y.max(initial=0), 0 if test is None else test.y.max(initial=0))) + 1
     return train, test, names or tuple(str(index) for index in range(count))
 
@@ -131,7 +131,7 @@ def _channels_first(x: Raw) -> Raw:
 def _torchvision(data: Data, base_dir: Path) -> _Loaded:
     datasets = importlib.import_module("meedge_ray.nn.vision").torchvision.datasets
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[data.source]
-    root = (base_dir / os.path.expandvars(data.path)) if data.path else Path.home() / ".cache" / "meedge"
+    root = expand_path(data.path, base_dir, where="spec.data.path") if data.path else Path.home() / ".cache" / "meedge"
     try:
         splits = [kind(str(root), train=train, download=True) for train in (True, False)]
     except (OSError, RuntimeError) as error:
@@ -147,7 +147,7 @@ def _torchvision(data: Data, base_dir: Path) -> _Loaded:
 
 
 def _image_folder(data: Data, base_dir: Path) -> _Loaded:
-    folder = _resolved(data.path, base_dir, "spec.data.path")
+    folder = _existing(data.path, base_dir, "spec.data.path")
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if len(classes) < 2:
         raise InvalidInputError(
@@ -156,7 +156,7 @@ def _image_folder(data: Data, base_dir: Path) -> _Loaded:
     train = _read_folder(folder, classes, data.image_size)
     test = None
     if data.test_path is not None:
-        test = _read_folder(_resolved(data.test_path, base_dir, "spec.data.testPath"), classes, data.image_size)
+        test = _read_folder(_existing(data.test_path, base_dir, "spec.data.testPath"), classes, data.image_size)
     return train, test, classes
 
 
@@ -196,14 +196,11 @@ _SOURCES: dict[str, Callable[[Data, Path], _Loaded]] = {
 }
 
 
-def _resolved(path: str | None, base_dir: Path, where: str) -> Path:
-    expanded = os.path.expandvars(path or "")
-    if "$" in expanded:
-        raise InvalidInputError(f"{path!r} names a variable that is not set", where=where, do="Set it, or name a path")
-    resolved = base_dir / expanded
-    if not resolved.exists():
-        raise InvalidInputError(f"{resolved} does not exist", where=where, do="Paths start from the manifest's folder")
-    return resolved
+def _existing(path: str | None, base_dir: Path, where: str) -> Path:
+    expanded = expand_path(path or "", base_dir, where=where)
+    if not expanded.exists():
+        raise InvalidInputError(f"{expanded} does not exist", where=where, do="Paths start from the manifest's folder")
+    return expanded
 
 
 def _checked(samples: Samples, classes: int, data: Data) -> Samples:
@@ -240,16 +237,24 @@ def _resized(x: Raw, side: int) -> Raw:
 
 
 def _split(train: Samples, test: Samples | None, data: Data) -> tuple[Samples, Samples, Samples]:
-    order = np.random.default_rng(data.split.seed).permutation(len(train))
-    held_test = 0 if test is not None else len(train) * data.split.test_percent // 100
-    held_validation = len(train) * data.split.validation_percent // 100
-    if min(held_validation, held_test if test is None else 1) < 1:
-        raise InvalidInputError(f"{len(train)} samples are too few to split", where="spec.data.split")
+    random = np.random.default_rng(data.split.seed)
     if test is None:
-        test = train[np.sort(order[:held_test])]
-    validation = train[np.sort(order[held_test : held_test + held_validation])]
-    rest = order[held_test + held_validation :]
-    return train[np.sort(rest[: data.train_samples])], validation, test
+        test, train = _drawn(train, data.split.test_percent, random)
+    if data.split.validation_from == "test":
+        validation, test = _drawn(test, data.split.validation_percent, random)
+    else:
+        validation, train = _drawn(train, data.split.validation_percent, random)
+    if data.train_samples is not None and data.train_samples < len(train):
+        train = train[np.sort(random.permutation(len(train))[: data.train_samples])]
+    return train, validation, test
+
+
+def _drawn(samples: Samples, percent: int, random: np.random.Generator) -> tuple[Samples, Samples]:
+    count = len(samples) * percent // 100
+    if not 0 < count < len(samples):
+        raise InvalidInputError(f"{len(samples)} samples are too few to split", where="spec.data.split")
+    order = random.permutation(len(samples))
+    return samples[np.sort(order[:count])], samples[np.sort(order[count:])]
 
 
 def _input_spec(x: Raw, normalization: Normalization | None) -> InputSpec:

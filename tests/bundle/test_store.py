@@ -75,9 +75,7 @@ def test_a_discarded_unit_is_gone_and_discarding_twice_is_fine(store):
     assert store.held() == frozenset()
 
 
-@pytest.mark.parametrize(
-    "name", ["", "../../etc/passwd", "a" * 63, "A" * 64, "a" * 64 + "\n", "../" + "a" * 61]
-)
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "a" * 63, "A" * 64, "a" * 64 + "\n", "../" + "a" * 61])
 def test_a_name_that_is_no_hash_reaches_no_file(store, name):
     for method in (store.path, store.read, store.discard, store.size_bytes):
         with pytest.raises(InvalidInputError):

@@ -50,15 +50,17 @@ def block_bytes(weights):
 
 
 def head_bytes(weights, ballast=0):
-    """Flatten and a linear layer; weights [features, classes]. `ballast` floats make the unit larger."""
+    """Flatten and a linear layer; weights [features, classes]. `ballast` columns of zeros make it larger."""
     nodes = [helper.make_node("Flatten", ["input"], ["flat"])]
     initial = {"w": weights}
     last = "flat"
     if ballast:
-        initial |= {"heavy": np.zeros(ballast, np.float32), "axes": np.array([0])}
+        zeros = np.zeros((len(weights), ballast), np.float32)
+        initial |= {"zeros": zeros, "axes": np.array([1])}
         nodes += [
-            helper.make_node("ReduceSum", ["heavy", "axes"], ["zero"]),
-            helper.make_node("Add", ["flat", "zero"], ["same"]),
+            helper.make_node("MatMul", ["flat", "zeros"], ["many"]),
+            helper.make_node("ReduceSum", ["many", "axes"], ["nothing"]),
+            helper.make_node("Add", ["flat", "nothing"], ["same"]),
         ]
         last = "same"
     nodes.append(helper.make_node("MatMul", [last, "w"], ["output"]))
@@ -82,10 +84,7 @@ class World:
         return next(branch for branch in self.bundle.branches if branch.name == name)
 
     def candidates(self, *names):
-        return [
-            (branch, partial(self.units.__getitem__, branch.unit.sha256))
-            for branch in map(self.branch, names)
-        ]
+        return [(branch, partial(self.units.__getitem__, branch.unit.sha256)) for branch in map(self.branch, names)]
 
     def engine(self, *names):
         engine = Engine(self.bundle.input, self.blocks, final_accuracy=self.bundle.final_accuracy)
@@ -107,7 +106,7 @@ class World:
         return said
 
 
-def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9):
+def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8, classes=CLASSES):
     """Build a chain of `blocks` convolutions and a head, with two branches at every exit point."""
     random = np.random.default_rng(seed)
 
@@ -115,17 +114,17 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9):
         return (random.standard_normal(shape) * 0.5).astype(np.float32)
 
     block_weights = [weights(CHANNELS, SHAPE[0] if index == 0 else CHANNELS) for index in range(blocks)]
-    head_weights = {None: weights(CHANNELS * 16, CLASSES)}
+    head_weights = {None: weights(CHANNELS * 16, classes)}
     chain = [block_bytes(value) for value in block_weights] + [head_bytes(head_weights[None])]
     units = {sha256_of(data): data for data in chain}
     branches = []
     for index in range(blocks):
-        for kind, ballast in (("small", 0), ("large", 500 * (index + 1))):
+        for kind, columns in (("small", 0), ("large", ballast * (index % 3 + 1))):
             name = f"exit{index}-{kind}"
-            head_weights[name] = weights(CHANNELS * 16, CLASSES)
-            data = head_bytes(head_weights[name], ballast)
+            head_weights[name] = weights(CHANNELS * 16, classes)
+            data = head_bytes(head_weights[name], columns)
             units[sha256_of(data)] = data
-            accuracy = 0.3 + 0.5 * index / blocks + (0.1 if ballast else 0.0)
+            accuracy = 0.3 + 0.5 * index / blocks + (0.1 if columns else 0.0)
             branches.append(
                 Branch(
                     name=name,
@@ -133,7 +132,7 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9):
                     convolution="none",
                     fc=kind,
                     unit=Unit(sha256=sha256_of(data), size_bytes=len(data)),
-                    parameters=CHANNELS * 16 * CLASSES + ballast,
+                    parameters=CHANNELS * 16 * (classes + columns),
                     accuracy=round(accuracy, 3),
                 )
             )
@@ -141,13 +140,13 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9):
         model=model,
         architecture="tiny",
         input=InputSpec(shape=SHAPE, scale=1 / 255, mean=(0.5, 0.4), std=(0.2, 0.3)),
-        classes=tuple("abc"),
+        classes=tuple(f"class{index}" for index in range(classes)),
         blocks=tuple(
             Block(
                 name=f"block{index}",
                 unit=Unit(sha256=sha256_of(data), size_bytes=len(data)),
                 input_shape=SHAPE if index == 0 else (CHANNELS, 4, 4),
-                output_shape=(CLASSES,) if index == blocks else (CHANNELS, 4, 4),
+                output_shape=(classes,) if index == blocks else (CHANNELS, 4, 4),
                 parameters=1,
                 flops=1,
             )
@@ -194,6 +193,7 @@ class Service:
     break_after: dict = field(default_factory=dict)  # unit -> bytes sent before each of the next breaks
     swapped: dict = field(default_factory=dict)  # unit -> bytes sent instead
     answers: dict = field(default_factory=dict)  # path prefix -> (status, body) sent instead
+    placements: list = field(default_factory=list)  # bodies of the requests
     away: bool = False
     ranges: bool = True
 
@@ -238,6 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _place(self, request):
         bundle = self.server.service.world.bundle
+        self.server.service.placements.append(request)
         try:
             placement = Placer(bundle, device_type=request.get("device_type")).place(request["memory_bytes"])
         except MeedgeError as error:

@@ -44,6 +44,24 @@ def problems(draw: st.DrawFn, most: int = 8) -> dict[str, Any]:
     }
 
 
+def crowded_problem(seed: int) -> dict[str, Any]:
+    """Eight branches of like worth, where many sets are nearly as good as the best."""
+    rng = np.random.default_rng(seed)
+    exits, count = int(rng.integers(1, 5)), 8
+    reach = np.cumsum(rng.uniform(0.05, 1.05, exits + 1))
+    slowest = float(rng.choice([0.05, 0.3, 1.0]) * reach[-1])
+    return {
+        "exit_index": rng.integers(0, exits, count).tolist(),
+        "duration_ms": rng.uniform(0, slowest, count).tolist(),
+        "accuracy": rng.uniform(0.3, 0.95, count).tolist(),
+        "size_bytes": rng.integers(1, 20, count).tolist(),
+        "backbone_ms": reach[:-1].tolist(),
+        "final_ms": float(reach[-1]),
+        "final_accuracy": float(rng.uniform(0.3, 0.95)),
+        "horizon_ms": float(reach[-1] * rng.choice([1.0, 1.1, 1.5, 3.0])),
+    }
+
+
 def profile_of(problem: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of `placement_expectation` behind the members: positional, and by name."""
     names = ("exit_index", "duration_ms", "accuracy")
@@ -80,9 +98,7 @@ def value(problem: dict[str, Any], members: tuple[int, ...], timing: str, surviv
     return total if survival is not None else (total + best * (horizon - since)) / horizon
 
 
-def best_by_budget(
-    problem: dict[str, Any], timing: str, one_per_exit: bool, survival: Any
-) -> dict[int, float]:
+def best_by_budget(problem: dict[str, Any], timing: str, one_per_exit: bool, survival: Any) -> dict[int, float]:
     """The best expectation at every budget at which it can change."""
     sizes, exits = problem["size_bytes"], problem["exit_index"]
     best: dict[int, float] = {}

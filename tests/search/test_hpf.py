@@ -38,9 +38,7 @@ def candidates_of(problem: dict[str, Any], timing: str = "independent") -> Candi
 
 
 @quick
-@given(
-    problem=problems(), timing=TIMINGS, budget=st.integers(0, 40), search_ms=st.sampled_from([0.0, math.inf])
-)
+@given(problem=problems(), timing=TIMINGS, budget=st.integers(0, 40), search_ms=st.sampled_from([0.0, math.inf]))
 def test_between_the_greedy_path_and_the_frontier(
     problem: dict[str, Any], timing: str, budget: int, search_ms: float
 ) -> None:

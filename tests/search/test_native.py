@@ -10,17 +10,16 @@ from hypothesis import given, settings
 
 from meedge_ray.search import native
 from meedge_ray.search.cover import uncovered
+from meedge_ray.search.inputs import UNBOUNDED
 from meedge_ray.search.placement import placement_frontier
 
-needs_native = pytest.mark.skipif(
-    native.kernels is None, reason="no compiled loops: not built, or turned off"
-)
+needs_native = pytest.mark.skipif(native.kernels is None, reason="no compiled loops: not built, or turned off")
 
 
-def twin(*arrays: Any, allowed: float) -> Any:
+def twin(*arrays: Any, **numbers: float) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "kernels", None)
-        return uncovered(*arrays, allowed=allowed)
+        return uncovered(*arrays, **numbers)
 
 
 @needs_native
@@ -30,18 +29,20 @@ def twin(*arrays: Any, allowed: float) -> Any:
     count=st.integers(0, 120),
     levels=st.sampled_from([3, 20, 10**6]),
     bits=st.sampled_from([0, 2, 64]),
+    steepness=st.sampled_from([0.1, 1.0, UNBOUNDED]),
     allowed=st.sampled_from([0.0, 0.01, 0.5]),
 )
 def test_the_kernel_and_its_twin_keep_the_same_labels(
-    seed: int, count: int, levels: int, bits: int, allowed: float
+    seed: int, count: int, levels: int, bits: int, steepness: float, allowed: float
 ) -> None:
     rng = np.random.default_rng(seed)
     spent, value, accuracy, low, gap = rng.integers(0, levels, (5, count)) / levels
     used = rng.integers(0, 4 if bits else 1, count).astype(np.uint64) << np.uint64(max(bits - 2, 0))
     mine, its = np.zeros(count), np.zeros(count)
-    arrays = (spent, value, accuracy, low, low + gap, used)
-    kept = uncovered(*arrays, mine, allowed=allowed)
-    assert np.array_equal(kept, twin(*arrays, its, allowed=allowed))
+    arrays = (rng.permutation(count), spent, value, accuracy, low, low + gap, used)
+    numbers = {"top": 0.8, "steepness": steepness, "allowed": allowed}
+    kept = uncovered(*arrays, mine, **numbers)
+    assert np.array_equal(kept, twin(*arrays, its, **numbers))
     assert np.array_equal(mine, its)
     assert (mine <= allowed).all()
 
@@ -77,28 +78,28 @@ def test_the_frontier_is_the_same_without_the_kernel(
 
 
 def labels(count: int) -> list[Any]:
-    return [
-        *np.zeros((5, count)),
-        np.zeros(count, np.uint64),
-        np.zeros(count),
-        np.zeros(count, np.bool_),
-        0.0,
-    ]
+    columns = [*np.zeros((5, count)), np.zeros(count, np.uint64), np.zeros(count), np.zeros(count, np.bool_)]
+    return [np.arange(count), *columns, 1.0, 0.1, 0.0]
 
 
 @needs_native
 @pytest.mark.parametrize(
     ("place", "bad", "error"),
     [
-        (1, np.zeros(3), ValueError),
-        (2, np.zeros(4, np.float32), ValueError),
-        (3, np.zeros((2, 2)), ValueError),
-        (4, np.zeros(8)[::2], ValueError),
-        (5, np.zeros(4), ValueError),
-        (6, np.frombuffer(bytes(32)), ValueError),
-        (7, np.zeros(4), ValueError),
-        (0, [0.0, 0.0, 0.0, 0.0], TypeError),
-        (8, "none", TypeError),
+        (0, np.array([0, 1, 2, 4]), ValueError),
+        (0, np.array([0, 1, -1, 3]), ValueError),
+        (0, np.array([0, 1, 1, 3]), ValueError),
+        (0, np.zeros(4), ValueError),
+        (2, np.zeros(3), ValueError),
+        (3, np.zeros(4, np.float32), ValueError),
+        (4, np.zeros((2, 2)), ValueError),
+        (5, np.zeros(8)[::2], ValueError),
+        (6, np.zeros(4), ValueError),
+        (7, np.frombuffer(bytes(32)), ValueError),
+        (8, np.zeros(4), ValueError),
+        (1, [0.0, 0.0, 0.0, 0.0], TypeError),
+        (9, "none", TypeError),
+        (11, None, TypeError),
     ],
 )
 def test_the_kernel_refuses_arrays_of_another_kind(place: int, bad: Any, error: type[Exception]) -> None:
@@ -120,7 +121,5 @@ def test_the_kernel_counts_its_arguments() -> None:
 def test_the_environment_turns_the_kernels_off() -> None:
     code = "from meedge_ray.search import native; print(native.kernels)"
     environment = {**os.environ, "MEEDGE_NO_NATIVE": "1"}
-    said = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "None"

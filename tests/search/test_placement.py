@@ -16,7 +16,7 @@ from meedge_ray.search.placement import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from placement_cases import LAWS, best_by_budget, problems, profile_of, results, value
+from placement_cases import LAWS, best_by_budget, crowded_problem, problems, profile_of, results, value
 
 TIMINGS = ("cumulative", "independent")
 OPTIONS = st.tuples(st.sampled_from(TIMINGS), st.booleans(), st.sampled_from(LAWS))
@@ -35,9 +35,7 @@ def check_points(frontier: PlacementFrontier, problem: dict[str, Any], timing: s
 
 @quick
 @given(problem=problems(), options=OPTIONS)
-def test_every_budget_gets_the_best_of_all_subsets(
-    kernels: str, problem: dict[str, Any], options: Any
-) -> None:
+def test_every_budget_gets_the_best_of_all_subsets(kernels: str, problem: dict[str, Any], options: Any) -> None:
     timing, one_per_exit, survival = options
     frontier = placement_frontier(**problem, timing=timing, one_per_exit=one_per_exit, survival=survival)
     check_points(frontier, problem, timing, survival)
@@ -47,11 +45,20 @@ def test_every_budget_gets_the_best_of_all_subsets(
         assert frontier.expectation[point] == pytest.approx(best, abs=2e-12)
 
 
+@settings(quick, max_examples=300)
+@given(seed=st.integers(0, 2**32 - 1), timing=st.sampled_from(TIMINGS), one_per_exit=st.booleans())
+def test_every_budget_gets_the_best_where_many_sets_are_nearly_as_good(
+    kernels: str, seed: int, timing: str, one_per_exit: bool
+) -> None:
+    problem = crowded_problem(seed)
+    frontier = placement_frontier(**problem, timing=timing, one_per_exit=one_per_exit)
+    for budget, best in best_by_budget(problem, timing, one_per_exit, None).items():
+        assert frontier.expectation[frontier.at(budget)] == pytest.approx(best, abs=2e-12)
+
+
 @quick
 @given(problem=problems(), options=OPTIONS, tolerance=st.sampled_from([1e-3, 0.02, 0.2]))
-def test_tolerance_bounds_what_is_lost(
-    kernels: str, problem: dict[str, Any], options: Any, tolerance: float
-) -> None:
+def test_tolerance_bounds_what_is_lost(kernels: str, problem: dict[str, Any], options: Any, tolerance: float) -> None:
     timing, one_per_exit, survival = options
     frontier = placement_frontier(
         **problem, timing=timing, one_per_exit=one_per_exit, survival=survival, tolerance=tolerance
@@ -104,9 +111,7 @@ def test_members_come_in_the_order_they_run(problem: dict[str, Any], timing: str
         ran = result_times(members, *arrays, **named, timing=timing)[1].tolist()
         rising = [problem["accuracy"][j] for j in members]
         assert rising == sorted(set(rising))
-        assert [accuracy for accuracy in ran if accuracy in rising] == rising or problem[
-            "final_accuracy"
-        ] in rising
+        assert [accuracy for accuracy in ran if accuracy in rising] == rising or problem["final_accuracy"] in rising
 
 
 def test_a_slow_branch_at_an_earlier_exit_does_not_displace_a_later_one(kernels: str) -> None:

@@ -5,9 +5,7 @@ from meedge_ray.search.survival import survive
 
 
 def test_early_branches_survive_and_late_ones_only_if_more_accurate() -> None:
-    keep, reasons = survive(
-        [1.0, 5.0, 5.0, 6.0, 6.0], [0.1, 0.9, 0.91, 0.2, 0.95], final_ms=5.0, final_accuracy=0.9
-    )
+    keep, reasons = survive([1.0, 5.0, 5.0, 6.0, 6.0], [0.1, 0.9, 0.91, 0.2, 0.95], final_ms=5.0, final_accuracy=0.9)
     assert keep.tolist() == [True, False, True, False, True]
     assert [bool(reason) for reason in reasons] == [False, True, False, True, False]
     assert "6 ms" in reasons[3]

@@ -1,0 +1,217 @@
+"""A device on a Ray edge node: an actor around the device runtime, and the handle to speak with it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import ray
+from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+
+from meedge_ray.bundle.store import UnitStore
+from meedge_ray.domain.answer import Answer
+from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
+from meedge_ray.runtime.client import ServiceClient
+from meedge_ray.runtime.device import Device, DeviceStatus
+
+# Beside inferences, which run one after the other: a budget must not wait for them.
+_CONTROL = "control"
+_PREFIX = "device-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """What a device runs. `memory_bytes` is its first budget, and the one after a restart; `cache_dir` is on it."""
+
+    base_url: str
+    token: str = field(repr=False)
+    model: str
+    cache_dir: str
+    memory_bytes: int
+    threads: int = 1
+
+
+class DeviceActor:
+    """Owns one device's runtime, loaded at the first call.
+
+    Not in the constructor: an actor whose constructor fails is never started again, and a service that is away
+    while a node comes back is no reason to lose the device.
+    """
+
+    def __init__(self, settings: DeviceSettings) -> None:
+        self._settings = settings
+        self._memory_bytes = settings.memory_bytes
+        self._starting = Lock()
+        self._device: Device | None = None
+
+    def settings(self) -> DeviceSettings:
+        """Return what the actor was started with."""
+        return self._settings
+
+    def infer(self, sample: Any, deadline_ms: float | None = None) -> Answer:  # noqa: ANN401 - as Device.infer
+        """Answer for one raw sample; see `Device.infer`."""
+        return self._running().infer(sample, deadline_ms=deadline_ms)
+
+    def set_memory(self, memory_bytes: int) -> DeviceStatus:
+        """Place anew for another budget; see `Device.set_memory`."""
+        self._memory_bytes = memory_bytes
+        return self._running().set_memory(memory_bytes)
+
+    def status(self) -> DeviceStatus:
+        """Return what the device does now."""
+        return self._running().status()
+
+    def _running(self) -> Device:
+        with self._starting:
+            if self._device is None:
+                settings = self._settings
+                client = ServiceClient(settings.base_url, settings.token)
+                store = UnitStore(Path(settings.cache_dir))
+                device = Device(client, store, settings.model, threads=settings.threads)
+                device.set_memory(self._memory_bytes)
+                self._device = device
+            return self._device
+
+
+_Actor = ray.remote(concurrency_groups={_CONTROL: 2})(DeviceActor)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteDevice:
+    """A device seen from elsewhere in the cluster.
+
+    Every method raises what the device raised, and UnavailableError when it does not answer in time.
+    """
+
+    name: str
+    actor: Any
+
+    def infer(
+        self,
+        sample: Any,  # noqa: ANN401 - as Device.infer
+        deadline_ms: float | None = None,
+        *,
+        timeout_s: float = 10.0,
+    ) -> Answer:
+        """Answer for one raw sample, an array of the input's shape."""
+        answer: Answer = call(self.actor.infer.remote(sample, deadline_ms), timeout_s, self.name)
+        return answer
+
+    def set_memory(self, memory_bytes: int, *, timeout_s: float = 30.0) -> DeviceStatus:
+        """Place anew for another budget; inferences go on meanwhile."""
+        status: DeviceStatus = call(self._control("set_memory").remote(memory_bytes), timeout_s, self.name)
+        return status
+
+    def status(self, *, timeout_s: float = 30.0) -> DeviceStatus:
+        """Return what the device does now."""
+        status: DeviceStatus = call(self._control("status").remote(), timeout_s, self.name)
+        return status
+
+    def settings(self, *, timeout_s: float = 30.0) -> DeviceSettings:
+        """Return what the device was started with."""
+        settings: DeviceSettings = call(self._control("settings").remote(), timeout_s, self.name)
+        return settings
+
+    def _control(self, method: str) -> Any:  # noqa: ANN401 - Ray's methods have no type
+        return getattr(self.actor, method).options(concurrency_group=_CONTROL)
+
+
+def call(ref: Any, timeout_s: float, device: str) -> Any:  # noqa: ANN401 - Ray's references have no type
+    """Return the result of a call to a device's actor, raising what the actor raised.
+
+    Raises:
+        UnavailableError: no answer in time, or the device went away; a call still waiting is withdrawn.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, MeedgeError):
+            raise error.cause from None
+        raise
+    except GetTimeoutError as error:
+        # Else it would run when the device comes back, long after anybody asked for it.
+        ray.cancel(ref)
+        raise _away(f"did not answer within {timeout_s:g} s", device) from error
+    except (ActorDiedError, ActorUnavailableError) as error:
+        raise _away("went away", device) from error
+
+
+def start_device(name: str, settings: DeviceSettings) -> RemoteDevice:
+    """Return the device's actor, made if there is none, without waiting for it.
+
+    It outlives its maker, and comes back with its node.
+    """
+    options = _Actor.options(
+        name=f"{_PREFIX}{name}",
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        label_selector={DEVICE_LABEL: name},
+        num_cpus=0,
+        max_restarts=-1,
+    )
+    return RemoteDevice(name, options.remote(settings))
+
+
+def attach_device(name: str, settings: DeviceSettings, *, timeout_s: float = 60.0) -> RemoteDevice:
+    """Return the device once it runs its model. One that runs already as `settings` say is taken as it is.
+
+    Raises:
+        InvalidInputError: it runs already, otherwise.
+        UnavailableError: no live node has that device's label, or it does not answer.
+        MeedgeError: the device cannot run the model. Nothing is left of a device that failed to start.
+    """
+    is_new = name not in device_names()
+    device = start_device(name, settings)
+    try:
+        if device.settings(timeout_s=timeout_s) != settings:
+            raise InvalidInputError(
+                "the device runs already, with other settings", where=f"device {name}", do="Detach it before"
+            )
+        device.status(timeout_s=timeout_s)
+    except MeedgeError:
+        if is_new:
+            detach_device(name)
+        raise
+    return device
+
+
+def find_device(name: str) -> RemoteDevice:
+    """Return an attached device.
+
+    Raises:
+        NotFoundError: no device of that name is attached.
+    """
+    try:
+        return RemoteDevice(name, ray.get_actor(f"{_PREFIX}{name}", NAMESPACE))
+    except ValueError as error:
+        raise NotFoundError(
+            "the device is not attached",
+            where=f"device {name}",
+            do=f"Attached are: {', '.join(sorted(device_names())) or 'none'}",
+        ) from error
+
+
+def detach_device(name: str) -> None:
+    """End the device's actor; the units it cached stay.
+
+    Raises:
+        NotFoundError: no device of that name is attached.
+    """
+    ray.kill(find_device(name).actor)
+
+
+def device_names() -> frozenset[str]:
+    """Return the names of all attached devices, whether they answer or not."""
+    return frozenset(
+        actor["name"].removeprefix(_PREFIX)
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(_PREFIX)
+    )
+
+
+def _away(what: str, device: str) -> UnavailableError:
+    return UnavailableError(
+        f"the device {what}", where=f"device {device}", do="Check its node and link; it comes back by itself"
+    )

@@ -1,0 +1,130 @@
+"""The placement service on a real port, and a real Ray cluster around it."""
+
+import dataclasses
+import importlib.util
+import socket
+import sys
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from meedge_ray.actors.app import create_app
+
+from meedge_ray.bundle.manifest import unit_store, write_bundle
+
+TOKEN = "a-secret-that-must-not-show"
+
+
+def _make_world(**settings):
+    name = "tests_runtime_conftest"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "runtime" / "conftest.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].make_world(**settings)
+
+
+def write_world(directory, world):
+    store = unit_store(directory)
+    for data in world.units.values():
+        store.put(data)
+    write_bundle(directory, world.bundle)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def world():
+    return _make_world()
+
+
+@pytest.fixture(scope="session")
+def other_world():
+    """Another model, with two profiles."""
+    world = _make_world(seed=1, blocks=2, model="other")
+    [profile] = world.bundle.profiles.values()
+    slow = dataclasses.replace(profile, device_type="board-2t")
+    profiles = {"board-1t": profile, "board-2t": slow}
+    return dataclasses.replace(world, bundle=dataclasses.replace(world.bundle, profiles=profiles))
+
+
+@pytest.fixture(scope="session")
+def sample():
+    return np.random.default_rng(1).integers(0, 256, (2, 4, 4), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory, world, other_world):
+    root = tmp_path_factory.mktemp("bundles")
+    return [write_world(root / "tiny", world), write_world(root / "other", other_world)]
+
+
+@pytest.fixture
+def bundle_writer():
+    return write_world
+
+
+@contextmanager
+def _serve(directories):
+    server = uvicorn.Server(uvicorn.Config(create_app(directories, TOKEN), log_level="critical", ws="none"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+            yield http
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """Run the application of some bundles; gives an HTTP client that bears the token."""
+    return _serve
+
+
+@pytest.fixture(scope="session")
+def http(directories):
+    with _serve(directories) as http:
+        yield http
+
+
+@pytest.fixture(scope="session")
+def token():
+    return TOKEN
+
+
+@pytest.fixture(scope="session")
+def own_cluster():
+    from meedge_ray.actors.cluster import cluster
+
+    with cluster() as own:
+        yield own
+
+
+@pytest.fixture(scope="session")
+def service_url(own_cluster, directories):
+    with warnings.catch_warnings():
+        # Ray Serve's import, in this Ray version.
+        warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
+        from meedge_ray.actors.serving import run_service, stop_service
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    yield run_service(directories, TOKEN, port=port)
+    stop_service()
+
+
+@pytest.fixture(scope="session")
+def edge_node(own_cluster):
+    from meedge_ray.actors.cluster import attach_edge_node
+
+    with attach_edge_node(own_cluster, "pi-1", labels={"site": "roof"}) as node:
+        yield node

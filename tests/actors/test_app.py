@@ -1,0 +1,319 @@
+import json
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from meedge_ray.actors.app import create_app
+
+from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
+from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units, unit_store
+from meedge_ray.bundle.store import UnitStore
+from meedge_ray.domain.errors import InvalidInputError, NotFoundError
+from meedge_ray.runtime.client import ServiceClient
+from meedge_ray.runtime.device import Device
+from meedge_ray.runtime.placing import Placer
+
+EVERYTHING = 10**9
+
+
+def error(response, status):
+    assert response.status_code == status, response.text
+    return ErrorBody.model_validate_json(response.content)
+
+
+def place(http, **request):
+    response = http.post("/v1/models/tiny/placements", json=request)
+    assert response.status_code == 200, response.text
+    return PlacementResponse.model_validate_json(response.content)
+
+
+def names(units):
+    return [unit.sha256 for unit in units]
+
+
+def test_models_are_listed(http, world):
+    tiny, other = ModelList.model_validate_json(http.get("/v1/models").content).models
+    assert (tiny.name, other.name) == ("tiny", "other")
+    assert tiny.bundle_sha256 == bundle_sha256(world.bundle)
+    assert (tiny.blocks, tiny.branches, tiny.classes) == (4, 6, 3)
+    assert tiny.backbone_bytes == world.bundle.backbone_bytes
+    assert other.device_types == ["board-1t", "board-2t"]
+
+
+def test_a_bundle_is_sent_as_canonical_json_and_only_once(http, world):
+    response = http.get("/v1/models/tiny/bundle")
+    assert response.content == bundle_json(world.bundle)
+    assert response.headers["ETag"] == f'"{bundle_sha256(world.bundle)}"'
+    assert response.headers["Content-Type"] == "application/json"
+    again = http.get("/v1/models/tiny/bundle", headers={"If-None-Match": response.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_an_unknown_model_is_named_with_those_there_are(http):
+    for path in ("bundle", "frontier"):
+        said = error(http.get(f"/v1/models/tony/{path}"), 404)
+        assert "tony" in said.what
+        assert "tiny, other" in said.do
+
+
+def test_the_frontier_is_the_placers(http, world):
+    got = FrontierResponse.model_validate_json(http.get("/v1/models/tiny/frontier?horizon_ms=9").content)
+    want = Placer(world.bundle, horizon_ms=9.0).points()
+    assert (got.model, got.device_type, got.horizon_ms) == ("tiny", "board-1t", 9.0)
+    assert [(point.size_bytes, point.expectation, tuple(point.branches)) for point in got.points] == [
+        (point.size_bytes, point.expectation, point.branches) for point in want
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("", 422),  # two profiles and none named
+        ("?device_type=board-2t", 200),
+        ("?device_type=board-3t", 404),
+        ("?device_type=board-1t&horizon_ms=0.1", 422),
+        ("?device_type=board-1t&horizon_ms=nan", 422),
+        ("?device_type=board-1t&horizon_ms=inf", 422),
+        ("?device_type=board-1t&horizon_ms=soon", 422),
+    ],
+)
+def test_a_frontier_needs_a_profile_and_a_usable_horizon(http, query, status):
+    response = http.get(f"/v1/models/other/frontier{query}")
+    assert response.status_code == status
+    if status != 200:
+        assert error(response, status).do
+
+
+def test_a_placement_names_all_units_and_those_to_fetch(http, world):
+    want = Placer(world.bundle).place(EVERYTHING)
+    blocks = [block.unit.sha256 for block in world.bundle.blocks]
+    placed = [world.branch(name).unit.sha256 for name in want.branches]
+    assert placed
+    got = place(http, memory_bytes=EVERYTHING, held=[*blocks, placed[0], "f" * 64])
+    assert tuple(got.branches) == want.branches
+    assert (got.size_bytes, got.expectation) == (want.size_bytes, want.expectation)
+    assert got.bundle_sha256 == bundle_sha256(world.bundle)
+    assert names(got.units) == [*blocks, *placed]
+    assert names(got.fetch) == placed[1:]
+    assert got.transmission_ms is None
+
+
+def test_a_placement_fits_the_memory(http, world):
+    backbone = world.bundle.backbone_bytes
+    assert place(http, memory_bytes=backbone).branches == []
+    said = error(http.post("/v1/models/tiny/placements", json={"memory_bytes": backbone - 1}), 422)
+    assert str(backbone) in said.what
+
+
+def in_time(http, memory_bytes, held, fetch_bytes):
+    """Ask for a placement in the time in which just `fetch_bytes` can be sent."""
+    length = 2000
+    # At 1 bit/s a byte takes 8 s, beside which the search takes no time.
+    budget_ms = (length + fetch_bytes) * 8000.0 + 4000.0
+    body = {"memory_bytes": memory_bytes, "held": held, "rate_bps": 1.0, "latency_budget_ms": budget_ms}
+    padded = json.dumps(body).ljust(length)
+    return http.post("/v1/models/tiny/placements", content=padded, headers={"Content-Type": "application/json"})
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_best_point_of_the_frontier_that_can_be_sent_in_time_is_chosen(http, world, data):
+    units = [unit.sha256 for unit in bundle_units(world.bundle)]
+    held = data.draw(st.lists(st.sampled_from(units), unique=True, max_size=len(units)))
+    whole = sum(unit.size_bytes for unit in bundle_units(world.bundle))
+    memory_bytes = data.draw(st.integers(world.bundle.backbone_bytes, whole))
+    fetch_bytes = data.draw(st.integers(0, whole))
+
+    def missing(names):
+        wanted = [block.unit for block in world.bundle.blocks] + [world.branch(name).unit for name in names]
+        return sum(unit.size_bytes for unit in wanted if unit.sha256 not in held)
+
+    feasible = [
+        point
+        for point in Placer(world.bundle).points()
+        if point.size_bytes <= memory_bytes and missing(point.branches) <= fetch_bytes
+    ]
+    response = in_time(http, memory_bytes, held, fetch_bytes)
+    if not feasible:
+        assert "missing blocks" in error(response, 422).what
+        return
+    got = PlacementResponse.model_validate_json(response.content)
+    assert got.expectation == max(point.expectation for point in feasible)
+    assert sum(unit.size_bytes for unit in got.fetch) == missing(got.branches)
+    assert got.transmission_ms == (2000 + missing(got.branches)) * 8000.0
+
+
+def test_without_time_for_the_missing_blocks_the_error_says_what_to_do(http):
+    said = error(in_time(http, EVERYTHING, [], 0), 422)
+    assert said.where == "body.latency_budget_ms"
+    assert "faster link" in said.do
+
+
+def test_a_latency_budget_needs_a_rate(http):
+    body = {"memory_bytes": EVERYTHING, "latency_budget_ms": 5}
+    assert error(http.post("/v1/models/tiny/placements", json=body), 422).where == "body.rate_bps"
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        (b'{"memory_bytes": 0}', "body.memory_bytes"),
+        (b'{"memory_bytes": "many"}', "body.memory_bytes"),
+        (b"{}", "body.memory_bytes"),
+        (b'{"memory_bytes": 9, "memory": 9}', "body.memory"),
+        (b'{"memory_bytes": 9, "held": [1]}', "body.held.0"),
+        (b'{"memory_bytes": 9, "rate_bps": NaN}', "body.rate_bps"),
+        (b'{"memory_bytes": 9', "body"),
+        (b"", "body"),
+    ],
+)
+def test_an_unusable_request_is_refused_with_the_field(http, body, where):
+    response = http.post("/v1/models/tiny/placements", content=body, headers={"Content-Type": "application/json"})
+    assert error(response, 422).where.startswith(where)
+
+
+def test_too_long_a_body_and_one_of_unknown_length_are_refused(http):
+    long = b" " * (16 * 2**20 + 1)
+    assert error(http.post("/v1/models/tiny/placements", content=long), 413).do
+    assert error(http.post("/v1/models/tiny/placements", content=iter([b"{}"])), 413).do
+
+
+def test_a_unit_is_sent_whole_with_its_name_as_strong_etag(http, world):
+    for sha256, data in world.units.items():
+        response = http.get(f"/v1/units/{sha256}")
+        assert (response.status_code, response.content) == (200, data)
+        assert response.headers["ETag"] == f'"{sha256}"'
+        assert "immutable" in response.headers["Cache-Control"]
+
+
+@pytest.mark.parametrize("tag", ['"{}"', 'W/"{}"', '"x", "{}"', "*"])
+def test_a_unit_that_is_known_is_not_sent_again(http, world, tag):
+    sha256 = min(world.units)
+    response = http.get(f"/v1/units/{sha256}", headers={"If-None-Match": tag.format(sha256)})
+    assert (response.status_code, response.content) == (304, b"")
+
+
+def unit_range(http, world, value, if_range=None):
+    sha256, data = min(world.units.items())
+    headers = {"Range": value} | ({"If-Range": if_range.format(sha256)} if if_range else {})
+    return http.get(f"/v1/units/{sha256}", headers=headers), data
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("bytes=0-9", slice(0, 10)),
+        ("bytes=7-", slice(7, None)),
+        ("bytes=-5", slice(-5, None)),
+        ("bytes=3-999999", slice(3, None)),
+    ],
+)
+@pytest.mark.parametrize("if_range", [None, '"{}"'])
+def test_a_range_of_a_unit_is_sent(http, world, value, part, if_range):
+    response, data = unit_range(http, world, value, if_range)
+    assert (response.status_code, response.content) == (206, data[part])
+    start = range(len(data))[part].start
+    assert response.headers["Content-Range"] == f"bytes {start}-{start + len(data[part]) - 1}/{len(data)}"
+
+
+def test_a_range_of_other_bytes_gets_the_whole_unit(http, world):
+    response, data = unit_range(http, world, "bytes=5-", '"of-another-unit"')
+    assert (response.status_code, response.content) == (200, data)
+
+
+@pytest.mark.parametrize(
+    "value", ["bytes=999999-", "bytes=9-3", "bytes=-0", "bytes=-", "bytes=1-2,4-5", "lines=1-2", "bytes=a-b"]
+)
+def test_an_impossible_range_is_refused_with_the_size(http, world, value):
+    response, data = unit_range(http, world, value)
+    assert "Range" in error(response, 416).where
+    assert response.headers["Content-Range"] == f"bytes */{len(data)}"
+
+
+@pytest.mark.parametrize("name", ["f" * 64, "short", "..%2f..%2fbundle.json", "A" * 64])
+def test_only_units_that_a_served_bundle_names_are_sent(http, name):
+    assert error(http.get(f"/v1/units/{name}"), 404).what
+
+
+def test_a_unit_in_the_store_that_no_bundle_names_is_not_sent(tmp_path, world, serving, bundle_writer):
+    bundle_writer(tmp_path, world)
+    stray = unit_store(tmp_path).put(b"secret")
+    with serving([tmp_path]) as http:
+        error(http.get(f"/v1/units/{stray.sha256}"), 404)
+
+
+def test_damaged_units_are_never_sent(tmp_path, world, serving, bundle_writer):
+    bundle_writer(tmp_path, world)
+    (first, second, third, *_) = sorted(world.units)
+    store = unit_store(tmp_path)
+    with serving([tmp_path]) as http:
+        assert http.get(f"/v1/units/{first}").status_code == 200
+        store.path(first).write_bytes(b"damaged after it was sent")
+        store.path(second).write_bytes(b"damaged before it was sent")
+        store.path(third).unlink()
+        for sha256, status in ((first, 500), (second, 500), (third, 404)):
+            said = error(http.get(f"/v1/units/{sha256}"), status)
+            assert sha256 in said.what
+            assert said.do
+            store.put(world.units[sha256])
+            assert http.get(f"/v1/units/{sha256}").content == world.units[sha256]
+
+
+@pytest.mark.parametrize(
+    "header", [{}, {"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic {}"}]
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny/bundle", f"/v1/units/{'0' * 64}", "/nowhere", "/"])
+def test_without_the_token_nothing_is_told(http, token, header, path):
+    headers = {name: value.format(token) for name, value in header.items()}
+    response = httpx.get(http.base_url.join(path), headers=headers)
+    assert error(response, 401).do
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_the_schemes_case_does_not_matter(http, token):
+    response = httpx.get(http.base_url.join("/v1/models"), headers={"Authorization": f"bearer {token}"})
+    assert response.status_code == 200
+
+
+def test_health_and_documentation_need_no_token(http):
+    assert httpx.get(http.base_url.join("/healthz")).json() == {"status": "ok"}
+    assert httpx.get(http.base_url.join("/docs")).status_code == 200
+    document = httpx.get(http.base_url.join("/openapi.json")).json()
+    [scheme] = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["description"]
+            assert ("security" in operation) == path.startswith("/v1/")
+            assert "HTTPValidationError" not in json.dumps(operation)
+
+
+def test_what_there_is_not_and_what_cannot_be_done_are_errors_like_all(http):
+    assert error(http.get("/v2/models"), 404).where == "GET /v2/models"
+    response = http.delete("/v1/models")
+    assert error(response, 405).do
+    assert response.headers["Allow"] == "GET"
+
+
+def test_a_service_is_refused_what_it_cannot_serve(tmp_path, world, bundle_writer):
+    bundle_writer(tmp_path / "a", world)
+    bundle_writer(tmp_path / "b", world)
+    with pytest.raises(InvalidInputError, match="two bundles") as caught:
+        create_app([tmp_path / "a", tmp_path / "b"], "token")
+    assert str(tmp_path / "a") in caught.value.where
+    with pytest.raises(InvalidInputError, match="token is empty"):
+        create_app([tmp_path / "a"], "")
+    with pytest.raises(NotFoundError):
+        create_app([tmp_path / "c"], "token")
+
+
+def test_a_device_works_with_it(http, world, token, tmp_path, sample):
+    with ServiceClient(str(http.base_url), token) as client:
+        assert client.bundle("tiny") == world.bundle
+        device = Device(client, UnitStore(tmp_path), "tiny")
+        status = device.set_memory(EVERYTHING)
+        assert (status.source, status.problem) == ("service", "")
+        assert status.branches == Placer(world.bundle).place(EVERYTHING).branches
+        answer = device.infer(sample)
+        assert answer.label == world.logits(sample[None])[answer.branch].argmax()

@@ -1,0 +1,65 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from meedge_ray.api.elastic_model import ElasticModel, json_schema
+
+
+def manifest(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "meedge.dev/v1alpha1",
+        "kind": "ElasticModel",
+        "metadata": {"name": "digits"},
+        "spec": {"model": {"architecture": "resnet20", "pretrain": {"epochs": 1}}, **spec},
+    }
+
+
+def problem(document: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as raised:
+        ElasticModel.model_validate(document)
+    return str(raised.value)
+
+
+def test_the_default_zoo_combines_five_convolutions_with_three_heads() -> None:
+    zoo = ElasticModel.model_validate(manifest()).spec.zoo
+    assert [choice.name for choice in zoo.convolutions] == [
+        "none",
+        "depthwise3",
+        "separable3",
+        "spatiallySeparable3",
+        "dilated3",
+    ]
+    assert [choice.name for choice in zoo.fully_connected] == ["pool1", "pool4", "pool2-fc64"]
+
+
+def test_a_manifest_survives_a_round_trip() -> None:
+    model = ElasticModel.model_validate(manifest(data={"source": "npz", "path": "x.npz"}))
+    assert ElasticModel.model_validate_json(model.model_dump_json(by_alias=True)) == model
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"data": {"sauce": "digits"}}, "spec.data.sauce"),
+        ({"data": {"source": "npz"}}, "needs a path"),
+        ({"data": {"split": {"validationPercent": 50, "testPercent": 45}}}, "under 10 %"),
+        ({"cultivation": {"learningRate": 0.001}}, 'write it in quotes: "0.001"'),
+        ({"cultivation": {"epochs": 0}}, "spec.cultivation.epochs"),
+        ({"model": {"architecture": "resnet20"}}, "exactly one of weights"),
+        ({"zoo": {"convolutions": [{"kind": "none"}, {"kind": "none", "kernelSize": 5}]}}, "named twice: none"),
+        ({"zoo": {"fullyConnected": []}}, "spec.zoo.fullyConnected"),
+    ],
+)
+def test_a_mistake_is_refused_with_the_fields_path(spec: dict[str, Any], said: str) -> None:
+    assert said in problem(manifest(**spec))
+
+
+def test_names_are_kubernetes_names() -> None:
+    assert "metadata.name" in problem({**manifest(), "metadata": {"name": "No Spaces"}})
+
+
+def test_the_schema_names_fields_as_manifests_do() -> None:
+    schema = json_schema()
+    assert "fullyConnected" in schema["$defs"]["Zoo"]["properties"]
+    assert schema["$defs"]["Zoo"]["additionalProperties"] is False

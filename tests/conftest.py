@@ -1,0 +1,45 @@
+"""What tests of several floors share: one tiny real model, built once a session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from meedge_ray.domain.elastic import Bundle
+from meedge_ray.train.build import build
+from meedge_ray.train.manifest import read_manifest
+
+torch.set_num_threads(1)  # one worker a core: more threads would wait for each other
+
+TINY_MANIFEST = """
+apiVersion: meedge.dev/v1alpha1
+kind: ElasticModel
+metadata: {name: tiny}
+spec:
+  model:
+    architecture: resnet8
+    pretrain: {epochs: 3, batchSize: 64, learningRate: "0.01"}
+  data: {source: digits}
+  zoo:
+    convolutions: [{kind: none}, {kind: depthwise}]
+    fullyConnected: [{pooledSize: 1}, {pooledSize: 2}]
+  cultivation: {epochs: 2, learningRate: "0.01"}
+"""
+
+
+def write_manifest(folder: Path, text: str = TINY_MANIFEST) -> Path:
+    path = folder / "model.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    """A built bundle and its folder; tests only read it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return folder / "bundle", build(read_manifest(write_manifest(folder)), folder / "bundle")
+
+
+@pytest.fixture
+def tiny_manifest(tmp_path: Path) -> Path:
+    return write_manifest(tmp_path)

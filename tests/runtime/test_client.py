@@ -1,0 +1,151 @@
+import json
+import socket
+
+import pytest
+
+from meedge_ray.api.serving import PlacementRequest, UnitBody
+from meedge_ray.domain.errors import (
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
+from meedge_ray.runtime import client as client_module
+from meedge_ray.runtime.client import ServiceClient
+
+
+@pytest.fixture
+def unit(world):
+    unit = world.branch("exit2-large").unit
+    return UnitBody(sha256=unit.sha256, size_bytes=unit.size_bytes)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(client_module, "BACK_OFF_S", (0.0, 0.0, 0.0))
+
+
+def error_json(what, where="", do=""):
+    return json.dumps({"what": what, "where": where, "do": do}).encode()
+
+
+def test_the_bundle_and_the_units_arrive_as_they_are(client, world, unit):
+    assert client.models().models == []
+    assert client.bundle("tiny") == world.bundle
+    assert client.fetch_unit(unit) == world.units[unit.sha256]
+
+
+def test_a_placement_is_asked_for(client, world, whole_bytes):
+    response = client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
+    assert response.branches
+    assert response.size_bytes <= whole_bytes
+
+
+def test_a_broken_transmission_goes_on_where_it_broke(client, service, world, unit):
+    service.break_after[unit.sha256] = [100, 250]
+    assert client.fetch_unit(unit) == world.units[unit.sha256]
+    assert [asked for _, _, asked in service.requests] == [None, "bytes=100-", "bytes=350-"]
+
+
+def test_a_server_without_ranges_sends_all_again(client, service, world, unit):
+    service.ranges = False
+    service.break_after[unit.sha256] = [100]
+    assert client.fetch_unit(unit) == world.units[unit.sha256]
+
+
+def test_a_transmission_that_breaks_every_time_is_given_up(client, service, unit):
+    service.break_after[unit.sha256] = [10] * 10
+    with pytest.raises(UnavailableError, match=unit.sha256):
+        client.fetch_unit(unit)
+    assert len(service.requests) == 4
+
+
+def test_other_bytes_than_named_are_refused(client, service, world, unit):
+    data = world.units[unit.sha256]
+    for sent in (data[:-1] + b"x", data + b"x"):
+        service.swapped[unit.sha256] = sent
+        with pytest.raises(IntegrityError, match=unit.sha256):
+            client.fetch_unit(unit)
+
+
+def test_a_unit_shorter_than_said_is_given_up(client, service, world, unit):
+    service.swapped[unit.sha256] = world.units[unit.sha256][:100]
+    with pytest.raises((UnavailableError, InvalidInputError)):
+        client.fetch_unit(unit)
+
+
+def test_a_bundle_other_than_its_hash_is_refused(client, service):
+    service.answers["/v1/models/tiny/bundle"] = (200, b"{}")
+    with pytest.raises(IntegrityError, match="does not have the SHA-256"):
+        client.bundle("tiny")
+
+
+def test_a_wrong_token_is_said(service):
+    with (
+        ServiceClient(service.url, "guess") as stranger,
+        pytest.raises(InvalidInputError, match="token") as error,
+    ):
+        stranger.models()
+    assert error.value.do == "Send the token"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (404, NotFoundError),
+        (422, InvalidInputError),
+        (413, InvalidInputError),
+        (500, UnavailableError),
+        (503, UnavailableError),
+        (429, UnavailableError),
+        (302, UnavailableError),
+    ],
+)
+def test_an_error_arrives_as_the_service_said_it(client, service, status, kind):
+    service.answers["/v1/models"] = (status, error_json("too late", "models", "Come back"))
+    with pytest.raises(kind, match=r"models: too late\. Come back"):
+        client.models()
+    service.answers["/v1/models"] = (status, b"<html>")
+    with pytest.raises(kind, match=str(status)) as error:
+        client.models()
+    assert error.value.where == f"{service.url}/v1/models"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"models": 1}', b'{"models": [], "more": 1}', b"\xff"])
+def test_nonsense_is_no_answer(client, service, body):
+    service.answers["/v1/models"] = (200, body)
+    with pytest.raises(UnavailableError, match="is no ModelList"):
+        client.models()
+
+
+def test_a_server_away_is_named_with_what_to_do(unit):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with ServiceClient(url, timeout_s=1) as client:
+            for call in (client.models, lambda: client.bundle("tiny"), lambda: client.fetch_unit(unit)):
+                with pytest.raises(UnavailableError, match=url) as error:
+                    call()
+                assert error.value.do
+
+
+def test_a_server_that_hangs_up_or_never_answers_is_away(client, service):
+    service.away = True
+    with pytest.raises(UnavailableError, match="does not answer"):
+        client.models()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with ServiceClient(url, timeout_s=0.05) as client, pytest.raises(UnavailableError, match="timed out"):
+            client.models()
+
+
+@pytest.mark.parametrize("url", ["", "host:8000", "ftp://host", "http://", "http://host:port"])
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(InvalidInputError, match="no HTTP URL"):
+        ServiceClient(url)
+
+
+def test_a_model_name_cannot_reach_another_path(client, service):
+    with pytest.raises(NotFoundError):
+        client.bundle("../units/x")
+    assert service.requests[-1][1] == "/v1/models/..%2Funits%2Fx/bundle"

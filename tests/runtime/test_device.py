@@ -1,0 +1,221 @@
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meedge_ray.api.serving import PlacementRequest
+from meedge_ray.bundle.manifest import bundle_sha256
+from meedge_ray.bundle.store import UnitStore
+from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError, UnavailableError
+from meedge_ray.runtime import client as client_module
+from meedge_ray.runtime.client import ServiceClient
+from meedge_ray.runtime.device import Device
+from meedge_ray.runtime.placing import Placer
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(client_module, "BACK_OFF_S", (0.0,))
+
+
+def test_a_device_starts_with_the_backbone_and_answers(device, world, samples):
+    status = device.status()
+    assert (status.branches, status.resident_bytes) == ((), world.bundle.backbone_bytes)
+    assert status.memory_bytes is None
+    assert status.bundle_sha256 == bundle_sha256(world.bundle)
+    assert status.process_rss_bytes > 0
+    assert device.infer(samples[0]).label == world.logits(samples[:1])[None][0].argmax()
+
+
+def test_the_service_places_and_only_missing_units_travel(device, service, world, whole_bytes):
+    best = Placer(world.bundle).place(whole_bytes)
+    service.requests.clear()
+    status = device.set_memory(whole_bytes)
+    assert status.branches == best.branches
+    assert status.expectation == pytest.approx(best.expectation)
+    assert (status.source, status.problem, status.memory_bytes) == ("service", "", whole_bytes)
+    sent = [world.branch(name).unit for name in best.branches]
+    assert sorted(service.fetched()) == sorted(unit.sha256 for unit in sent)
+    assert status.fetched_bytes == world.bundle.backbone_bytes + sum(unit.size_bytes for unit in sent)
+    service.requests.clear()
+    device.set_memory(world.bundle.backbone_bytes)
+    assert device.set_memory(whole_bytes).branches == best.branches
+    assert service.fetched() == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(steps=st.lists(st.tuples(st.integers(0, 25_000), st.booleans()), min_size=1, max_size=5))
+def test_the_budget_holds_and_the_device_answers_whatever_happens(device, service, world, samples, steps):
+    for extra_bytes, away in steps:
+        service.away = away
+        memory_bytes = world.bundle.backbone_bytes + extra_bytes
+        status = device.set_memory(memory_bytes)
+        assert status.resident_bytes <= memory_bytes
+        assert status.source == ("local" if away else "service")
+        outputs = device.infer(samples[0]).outputs
+        assert tuple(output.branch for output in outputs) == (*status.branches, None)
+
+
+def test_without_the_server_the_best_of_the_held_units_is_placed(device, service, world, whole_bytes):
+    device.set_memory(whole_bytes)
+    held = UnitStore(device._cache.store.root).held()
+    service.away = True
+    memory_bytes = whole_bytes // 2
+    status = device.set_memory(memory_bytes)
+    best = Placer(world.bundle, held=held).place(memory_bytes)
+    assert status.branches == best.branches
+    assert status.source == "local"
+    assert "does not answer" in status.problem
+    service.away = False
+    assert device.set_memory(memory_bytes).source == "service"
+
+
+def test_below_the_backbone_the_bare_backbone_goes_on(device, world, whole_bytes, samples):
+    device.set_memory(whole_bytes)
+    with pytest.raises(BudgetError, match=str(world.bundle.backbone_bytes)):
+        device.set_memory(world.bundle.backbone_bytes - 1)
+    status = device.status()
+    assert (status.branches, status.resident_bytes) == ((), world.bundle.backbone_bytes)
+    assert status.memory_bytes == world.bundle.backbone_bytes - 1
+    assert "backbone alone needs" in status.problem
+    assert device.infer(samples[0]).label is not None
+
+
+def test_a_device_starts_again_without_the_server(device, service, store, whole_bytes):
+    placed = device.set_memory(whole_bytes).branches
+    service.away = True
+    with ServiceClient(service.url, service.token) as client:
+        again = Device(client, store, "tiny")
+        assert again.set_memory(whole_bytes).branches == placed
+
+
+def test_a_device_that_never_saw_the_model_needs_the_server(service, store):
+    service.away = True
+    with ServiceClient(service.url) as client, pytest.raises(UnavailableError, match=service.url):
+        Device(client, store, "tiny")
+
+
+def test_a_damaged_unit_of_the_cache_is_fetched_again(device, service, store, world, whole_bytes):
+    name = device.set_memory(whole_bytes).branches[0]
+    device.set_memory(world.bundle.backbone_bytes)
+    unit = world.branch(name).unit
+    store.path(unit.sha256).write_bytes(b"damaged")
+    service.requests.clear()
+    assert name in device.set_memory(whole_bytes).branches
+    assert service.fetched() == [unit.sha256]
+
+
+def test_a_damaged_unit_is_done_without_while_the_server_is_away(device, service, store, world, whole_bytes, samples):
+    names = device.set_memory(whole_bytes).branches
+    device.set_memory(world.bundle.backbone_bytes)
+    service.away = True
+    store.path(world.branch(names[0]).unit.sha256).write_bytes(b"damaged")
+    status = device.set_memory(whole_bytes)
+    assert names[0] not in status.branches
+    assert set(status.branches) <= set(names)
+    assert device.infer(samples[0]).label is not None
+
+
+def test_a_transmission_cut_for_good_leaves_the_device_answering(device, service, world, whole_bytes, samples):
+    for branch in world.bundle.branches:
+        service.break_after[branch.unit.sha256] = [10] * 10
+    status = device.set_memory(whole_bytes)
+    assert (status.branches, status.source) == ((), "local")
+    assert device.infer(samples[0]).label is not None
+
+
+@pytest.mark.parametrize("change", [{"branches": ["unheard"]}, {"branches": ["exit0-small"] * 2, "extra": 1}])
+def test_nonsense_from_the_service_is_not_followed(device, service, world, whole_bytes, change):
+    answer = device._cache.client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
+    service.answers["/v1/models/tiny/placements"] = (200, json.dumps(answer.model_dump() | change).encode())
+    status = device.set_memory(whole_bytes)
+    assert status.source == "local"
+    assert status.problem
+
+
+def test_a_placement_too_large_is_not_followed(device, service, world, whole_bytes):
+    answer = device._cache.client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
+    service.answers["/v1/models/tiny/placements"] = (200, answer.model_dump_json().encode())
+    status = device.set_memory(world.bundle.backbone_bytes)
+    assert status.resident_bytes <= world.bundle.backbone_bytes
+    assert "more than fits" in status.problem
+
+
+def test_a_rebuilt_model_is_taken_over(device, service, worlds, whole_bytes, samples):
+    device.set_memory(whole_bytes)
+    rebuilt = worlds(seed=5)
+    service.world = rebuilt
+    status = device.set_memory(whole_bytes)
+    assert status.bundle_sha256 == bundle_sha256(rebuilt.bundle)
+    assert status.source == "service"
+    assert status.branches
+    np.testing.assert_allclose(
+        device.infer(samples[0]).confidences,
+        _softmax(rebuilt.logits(samples[:1])[None][0]),
+        atol=1e-5,
+    )
+
+
+def test_a_rebuilt_model_that_cannot_be_had_leaves_the_old_one_answering(device, service, worlds, whole_bytes, samples):
+    old = device.set_memory(whole_bytes)
+    service.world = worlds(seed=5)
+    service.answers["/v1/units/"] = (503, b"")
+    status = device.set_memory(whole_bytes)
+    assert (status.bundle_sha256, status.branches) == (old.bundle_sha256, old.branches)
+    assert status.source == "local"
+    assert len(device.infer(samples[0]).outputs) == len(old.branches) + 1
+
+
+def test_it_answers_from_other_threads_while_branches_are_exchanged(device, world, whole_bytes, samples):
+    expected = world.logits(samples[:1])
+    done, answers, failures = threading.Event(), [], []
+
+    def infer():
+        try:
+            while not done.is_set():
+                answers.append(device.infer(samples[0]))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=infer) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for turn in range(20):
+        device.set_memory(whole_bytes if turn % 2 else world.bundle.backbone_bytes + 5_000)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert {answer.ending for answer in answers} == {"completed"}
+    assert all(output.label == expected[output.branch][0].argmax() for answer in answers for output in answer.outputs)
+
+
+def test_a_device_type_or_horizon_that_cannot_be_is_said_at_the_start(client, store):
+    with pytest.raises(NotFoundError, match="board-1t"):
+        Device(client, store, "tiny", device_type="phone")
+    with pytest.raises(InvalidInputError, match="horizon"):
+        Device(client, store, "tiny", horizon_ms=0.5)
+
+
+def test_the_latency_budget_is_sent_once_the_rate_is_known(client, store, service, world, whole_bytes):
+    device = Device(client, store, "tiny", latency_budget_ms=1000, horizon_ms=8.0, device_type="board-1t")
+    assert device.set_memory(whole_bytes).source == "service"
+    sent = service.placements[-1]
+    assert (sent["latency_budget_ms"], sent["horizon_ms"], sent["device_type"]) == (1000, 8.0, "board-1t")
+    assert sent["rate_bps"] > 0
+    assert set(sent["held"]) == {block.unit.sha256 for block in world.bundle.blocks}
+
+
+def test_an_old_bundle_of_another_model_is_not_taken(service, store, world):
+    service.world = replace(world, bundle=replace(world.bundle, model="other"))
+    with ServiceClient(service.url, service.token) as client, pytest.raises(NotFoundError):
+        Device(client, store, "tiny")
+
+
+def _softmax(logits):
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()

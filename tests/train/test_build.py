@@ -1,0 +1,148 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from meedge_ray.api.elastic_model import Model
+from meedge_ray.bundle.manifest import read_bundle, unit_store, verify_units
+from meedge_ray.domain.elastic import Bundle
+from meedge_ray.domain.errors import MeedgeError
+from meedge_ray.nn.partition import partition
+from meedge_ray.nn.source import load_model
+from meedge_ray.runtime.loading import load_engine, stored_candidates
+from meedge_ray.train.baselines import SPINN_EXITS, baseline_choices, equal_flops_exits
+from meedge_ray.train.build import build, cultivate_in_turn
+from meedge_ray.train.cultivate import ExitTask
+from meedge_ray.train.data import load_data
+from meedge_ray.train.manifest import read_manifest
+from meedge_ray.train.progress import Report
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after_first(tasks: Sequence[ExitTask], report: Report) -> None:
+    cultivate_in_turn(tasks[:1], report)
+    raise KilledError
+
+
+def never(tasks: Sequence[ExitTask], report: Report) -> None:
+    raise AssertionError(f"{len(tasks)} exits were trained again")
+
+
+def test_a_bundle_is_whole(tiny: tuple[Path, Bundle]) -> None:
+    directory, bundle = tiny
+    verify_units(directory, bundle)
+    assert read_bundle(directory) == bundle
+    assert [block.name for block in bundle.blocks][0] == "stem"
+    assert bundle.exit_count == 4
+    assert set(bundle.baselines) == {"multi_exit_fc", "spinn"}
+    assert not (directory / ".build").exists()
+    # 3 exits x 4 branches and 2 on the last map, too small for a kernel of 3: each survived, or it is said why not.
+    assert len(bundle.branches) + len(bundle.eliminated) == 14
+    assert max(branch.accuracy for branch in bundle.branches) > 0.5
+    assert bundle.final_accuracy > 0.5
+
+
+def test_units_are_as_accurate_as_the_manifest_says(tiny: tuple[Path, Bundle], tmp_path: Path) -> None:
+    directory, bundle = tiny
+    validation = load_data(read_manifest(directory.parent / "model.yaml").model.spec.data, tmp_path).validation
+    store = unit_store(directory)
+    engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
+    engine.place(stored_candidates(store, bundle.branches))
+    known = {None: bundle.final_accuracy, **{branch.name: branch.accuracy for branch in bundle.branches}}
+    for name, logits in engine.infer_batch(validation.x).items():
+        # Training saw features rounded to fp16: a sample or two may tip.
+        assert (logits.argmax(1) == validation.y).mean() == pytest.approx(known[name], abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_units(tiny: tuple[Path, Bundle], tiny_manifest: Path, tmp_path: Path) -> None:
+    again = build(read_manifest(tiny_manifest), tmp_path / "again")
+    assert [block.unit for block in again.blocks] == [block.unit for block in tiny[1].blocks]
+    both = {branch.name: branch.unit for branch in again.branches}
+    assert all(both.get(branch.name, branch.unit) == branch.unit for branch in tiny[1].branches)
+
+
+def test_a_killed_build_keeps_its_finished_exits(tiny_manifest: Path, tmp_path: Path) -> None:
+    manifest, output = read_manifest(tiny_manifest), tmp_path / "bundle"
+    with pytest.raises(KilledError):
+        build(manifest, output, cultivate=killed_after_first)
+    [finished] = output.glob(".build/*/exit-*")
+    before = (finished / "weights.safetensors").stat().st_ino
+    left: list[int] = []
+
+    def rest(tasks: Sequence[ExitTask], report: Report) -> None:
+        left.extend(task.exit_index for task in tasks)
+        assert (finished / "weights.safetensors").stat().st_ino == before
+        cultivate_in_turn(tasks, report)
+
+    build(manifest, output, cultivate=rest)
+    assert left == [1, 2, 3]
+
+
+def test_a_finished_build_is_not_done_again(tiny: tuple[Path, Bundle]) -> None:
+    directory, bundle = tiny
+    manifest = read_manifest(directory.parent / "model.yaml")
+    assert build(manifest, directory, cultivate=never) == bundle
+
+
+def test_a_build_that_fails_leaves_the_earlier_bundle_whole(tiny_manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    earlier = build(read_manifest(tiny_manifest), output)
+    changed = tiny_manifest.read_text().replace("epochs: 2", "epochs: 1")
+    tiny_manifest.write_text(changed)
+    with pytest.raises(KilledError):
+        build(read_manifest(tiny_manifest), output, cultivate=killed_after_first)
+    assert read_bundle(output) == earlier
+    verify_units(output, earlier)
+
+
+def test_weights_are_needed_where_they_are_named(tiny_manifest: Path, tmp_path: Path) -> None:
+    text = tiny_manifest.read_text()
+    named = text.replace('pretrain: {epochs: 3, batchSize: 64, learningRate: "0.01"}', "weights: none.safetensors")
+    tiny_manifest.write_text(named)
+    with pytest.raises(MeedgeError, match=r"none\.safetensors"):
+        build(read_manifest(tiny_manifest), tmp_path / "bundle", cultivate=never)
+
+
+def test_features_that_do_not_fit_the_disk_are_refused_before_work(
+    tiny_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meedge_ray.train.features._SPARE_BYTES", 2**60)
+    with pytest.raises(MeedgeError, match="trainSamples"):
+        build(read_manifest(tiny_manifest), tmp_path / "bundle", cultivate=never)
+
+
+def test_one_by_one_gives_the_same_weights_as_together(tiny_manifest: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny_manifest)
+    seen: list[ExitTask] = []
+
+    def both_ways(tasks: Sequence[ExitTask], report: Report) -> None:
+        alone = replace(tasks[0], choices=tasks[0].choices[:1], output=tmp_path / "alone")
+        seen.extend([tasks[0], alone])
+        cultivate_in_turn([tasks[0], alone], report)
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        build(manifest, tmp_path / "bundle", cultivate=both_ways)
+    together, alone = (load_file(task.output / "weights.safetensors") for task in seen)
+    assert alone
+    for key, value in alone.items():
+        np.testing.assert_allclose(together[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_spinn_has_six_exits_at_equal_flops(tmp_path: Path) -> None:
+    declared = Model.model_validate({"architecture": "resnet20", "pretrain": {"epochs": 1}})
+    network = load_model(declared, input_shape=(3, 32, 32), classes=10, base_dir=tmp_path)
+    chain = partition(network, (3, 32, 32))
+    exits = equal_flops_exits(chain)
+    assert len(exits) == SPINN_EXITS
+    assert sorted(set(exits)) == list(exits)
+    choices = baseline_choices(chain)
+    assert set(choices["spinn"]) == set(exits)
+    assert {convolution.name for convolution, _ in choices["spinn"].values()} == {"standard3"}
+    assert len(choices["multi_exit_fc"]) == chain.exit_count
