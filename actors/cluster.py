@@ -31,6 +31,7 @@ _LOOPBACK_IP = "127.0.0.2"
 _HEAD_OBJECT_STORE_BYTES = 200_000_000
 _EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_JOIN_TIMEOUT_S = 60.0
 _KNOCK_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 10.0
 # A lost node is noticed after about 2 s where Ray's defaults take 14 s.
@@ -168,9 +169,7 @@ class EdgeNode:
 
 
 @contextmanager
-def attach_edge_node(
-    cluster: Cluster, device: str, *, labels: Mapping[str, str] | None = None, timeout_s: float = 60.0
-) -> Iterator[EdgeNode]:
+def attach_edge_node(cluster: Cluster, device: str, *, labels: Mapping[str, str] | None = None) -> Iterator[EdgeNode]:
     """Run a node for `device` on this machine while the context lasts; it is alive when the context begins.
 
     Raises:
@@ -191,7 +190,7 @@ def attach_edge_node(
         )
     node = _start(cluster, device, {**(labels or {}), ROLE_LABEL: EDGE, DEVICE_LABEL: device})
     try:
-        _wait_until_alive(node, timeout_s)
+        _wait_until_alive(node)
         yield node
     finally:
         node.stop()
@@ -203,6 +202,7 @@ def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+                *("--log-style=record", "--log-color=false"),
                 f"--address={cluster.address}",
                 f"--node-ip-address={cluster.address.rpartition(':')[0]}",
                 f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
@@ -221,8 +221,8 @@ def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode
     return EdgeNode(device, process, folder)
 
 
-def _wait_until_alive(node: EdgeNode, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+def _wait_until_alive(node: EdgeNode) -> None:
+    deadline = time.monotonic() + _JOIN_TIMEOUT_S
     while not _is_alive(node.device):
         if node.process.poll() is not None or time.monotonic() > deadline:
             raise UnavailableError(

@@ -1,5 +1,7 @@
 """A device on a Ray edge node: an actor around the device runtime, and the handle to speak with it."""
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -18,6 +20,7 @@ from meedge_ray.runtime.device import Device, DeviceStatus
 # Beside inferences, which run one after the other: a budget must not wait for them.
 _CONTROL = "control"
 _PREFIX = "device-"
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +175,8 @@ def attach_device(name: str, settings: DeviceSettings, *, timeout_s: float = 60.
         device.status(timeout_s=timeout_s)
     except MeedgeError:
         if is_new:
-            detach_device(name)
+            with suppress(NotFoundError):
+                detach_device(name)
         raise
     return device
 
@@ -194,12 +198,14 @@ def find_device(name: str) -> RemoteDevice:
 
 
 def detach_device(name: str) -> None:
-    """End the device's actor; the units it cached stay.
+    """End the device's actor; the units it cached stay, and the name is free again.
 
     Raises:
         NotFoundError: no device of that name is attached.
     """
     ray.kill(find_device(name).actor)
+    while name in device_names():
+        time.sleep(_POLL_S)
 
 
 def device_names() -> frozenset[str]:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from meedge_ray.actors.cluster import attach_edge_node, cluster
+from meedge_ray.actors.cluster import Cluster, attach_edge_node, cluster
 from meedge_ray.actors.device import DeviceSettings, RemoteDevice, find_device
 from meedge_ray.actors.fleet import fleet_devices, start_fleet, stop_fleet
 from meedge_ray.actors.serving import run_service, stop_service
@@ -61,7 +61,7 @@ def main() -> None:
     console.print(f"done in {time.perf_counter() - started:.0f} s")
 
 
-def live_on_the_edge(head, directory: Path, bundle: Bundle, console: Console) -> list[MemoryChange]:
+def live_on_the_edge(head: Cluster, directory: Path, bundle: Bundle, console: Console) -> list[MemoryChange]:
     """Serve the bundle, attach a second Ray node as an edge device, and change its memory budget seven times."""
     token = secrets.token_urlsafe(32)
     url = run_service([directory], token, port=free_port())

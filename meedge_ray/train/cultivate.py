@@ -67,10 +67,7 @@ def cultivate_exit(task: ExitTask, on_epoch: OnEpoch) -> None:
     train, validation = (features.features(task.exit_index, split) for split in ("train", "validation"))
     shape = tuple(int(side) for side in train.shape[1:])
     torch.manual_seed(task.settings.seed * 1009 + task.exit_index)
-    branches = [
-        build_branch(*choice, (shape[0], shape[1], shape[2]), task.classes).to(memory_format=torch.channels_last)
-        for choice in task.choices
-    ]
+    branches = [build_branch(*choice, (shape[0], shape[1], shape[2]), task.classes) for choice in task.choices]
     labels = features.labels("train")
     optimizer = torch.optim.Adam(
         [parameter for branch in branches for parameter in branch.parameters()],

@@ -167,7 +167,10 @@ class _Runner:
     def __init__(self, directory: Path, bundle: Bundle, branches: Sequence[Branch], test: Samples) -> None:
         self.engine = placed_engine(directory, bundle, branches)
         self._test = test
-        self._accuracy = {None: bundle.final_accuracy, **{branch.name: branch.accuracy for branch in branches}}
+        self._accuracy: dict[str | None, float] = {
+            None: bundle.final_accuracy,
+            **{branch.name: branch.accuracy for branch in branches},
+        }
         self._output_ms: list[list[float]] = []
         self._right: list[bool] = []
         logits = self.engine.infer_batch(test.x)

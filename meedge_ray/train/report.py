@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from meedge_ray.domain.quantity import format_bytes
 from meedge_ray.train.evaluation import Curve, Evaluation
@@ -74,7 +74,7 @@ _KILLS = (
 _OVER_MEMORY = "Mean accuracy expectation of the best placement for every memory budget. Points are the baselines."
 _TRACE = (
     "An edge node through changes of its memory budget: what it keeps resident, and how accurate its answers are "
-    "under random deadlines. Grey bands: the memory that a baseline needs and does not have."
+    "under random deadlines. Where the budget is below a baseline's line, that network would have been killed."
 )
 
 
@@ -87,7 +87,7 @@ def _axes(height: float = 4.0) -> tuple[Figure, Axes]:
 
 
 def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _over_time(evaluation: Evaluation) -> Figure:
@@ -110,16 +110,18 @@ def _steps(curve: Curve, horizon_ms: float) -> tuple[list[float], list[float]]:
 
 def _kills(evaluation: Evaluation) -> Figure:
     figure, axes = _axes(3.2)
-    for row, (name, method) in enumerate(reversed(evaluation.methods.items())):
-        label, color, _ = _LOOKS[name]
+    names = list(evaluation.methods)[::-1]
+    for row, name in enumerate(names):
+        method = evaluation.methods[name]
+        color = _LOOKS[name][1]
         axes.barh(row, method.killed, color=color, height=0.6)
         axes.plot([method.mae] * 2, [row - 0.4, row + 0.4], color="#777777", linewidth=2.5)
         axes.text(max(method.killed, method.mae) + 0.01, row, f"{method.killed:.1%}", va="center")
     axes.plot([], [], color="#777777", linewidth=2.5, label="predicted")
-    axes.set_yticks(range(len(evaluation.methods)), [_LOOKS[name][0] for name in reversed(evaluation.methods)])
+    axes.set_yticks(range(len(names)), [_LOOKS[name][0] for name in names])
     axes.set(xlabel="right results at hand under random kills, measured", xlim=(0, 1))
-    axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-    axes.legend(loc="lower right")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.legend(loc="upper right")
     return figure
 
 

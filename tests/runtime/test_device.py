@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from meedge_ray.api.serving import PlacementRequest
 from meedge_ray.bundle.manifest import bundle_sha256
-from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
@@ -60,9 +59,9 @@ def test_the_budget_holds_and_the_device_answers_whatever_happens(device, servic
         assert tuple(output.branch for output in outputs) == (*status.branches, None)
 
 
-def test_without_the_server_the_best_of_the_held_units_is_placed(device, service, world, whole_bytes):
+def test_without_the_server_the_best_of_the_held_units_is_placed(device, service, store, world, whole_bytes):
     device.set_memory(whole_bytes)
-    held = UnitStore(device._cache.store.root).held()
+    held = store.held()
     service.away = True
     memory_bytes = whole_bytes // 2
     status = device.set_memory(memory_bytes)
@@ -109,7 +108,9 @@ def test_a_damaged_unit_of_the_cache_is_fetched_again(device, service, store, wo
     assert service.fetched() == [unit.sha256]
 
 
-def test_a_damaged_unit_is_done_without_while_the_server_is_away(device, service, store, world, whole_bytes, samples):
+def test_a_damaged_unit_is_done_without_while_the_server_is_away(
+    device, service, store, world, whole_bytes, samples
+):
     names = device.set_memory(whole_bytes).branches
     device.set_memory(world.bundle.backbone_bytes)
     service.away = True
@@ -120,7 +121,9 @@ def test_a_damaged_unit_is_done_without_while_the_server_is_away(device, service
     assert device.infer(samples[0]).label is not None
 
 
-def test_a_transmission_cut_for_good_leaves_the_device_answering(device, service, world, whole_bytes, samples):
+def test_a_transmission_cut_for_good_leaves_the_device_answering(
+    device, service, world, whole_bytes, samples
+):
     for branch in world.bundle.branches:
         service.break_after[branch.unit.sha256] = [10] * 10
     status = device.set_memory(whole_bytes)
@@ -129,16 +132,16 @@ def test_a_transmission_cut_for_good_leaves_the_device_answering(device, service
 
 
 @pytest.mark.parametrize("change", [{"branches": ["unheard"]}, {"branches": ["exit0-small"] * 2, "extra": 1}])
-def test_nonsense_from_the_service_is_not_followed(device, service, world, whole_bytes, change):
-    answer = device._cache.client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
+def test_nonsense_from_the_service_is_not_followed(device, client, service, world, whole_bytes, change):
+    answer = client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
     service.answers["/v1/models/tiny/placements"] = (200, json.dumps(answer.model_dump() | change).encode())
     status = device.set_memory(whole_bytes)
     assert status.source == "local"
     assert status.problem
 
 
-def test_a_placement_too_large_is_not_followed(device, service, world, whole_bytes):
-    answer = device._cache.client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
+def test_a_placement_too_large_is_not_followed(device, client, service, world, whole_bytes):
+    answer = client.place("tiny", PlacementRequest(memory_bytes=whole_bytes))
     service.answers["/v1/models/tiny/placements"] = (200, answer.model_dump_json().encode())
     status = device.set_memory(world.bundle.backbone_bytes)
     assert status.resident_bytes <= world.bundle.backbone_bytes
@@ -160,7 +163,9 @@ def test_a_rebuilt_model_is_taken_over(device, service, worlds, whole_bytes, sam
     )
 
 
-def test_a_rebuilt_model_that_cannot_be_had_leaves_the_old_one_answering(device, service, worlds, whole_bytes, samples):
+def test_a_rebuilt_model_that_cannot_be_had_leaves_the_old_one_answering(
+    device, service, worlds, whole_bytes, samples
+):
     old = device.set_memory(whole_bytes)
     service.world = worlds(seed=5)
     service.answers["/v1/units/"] = (503, b"")
@@ -191,7 +196,9 @@ def test_it_answers_from_other_threads_while_branches_are_exchanged(device, worl
         thread.join()
     assert not failures
     assert {answer.ending for answer in answers} == {"completed"}
-    assert all(output.label == expected[output.branch][0].argmax() for answer in answers for output in answer.outputs)
+    assert all(
+        output.label == expected[output.branch][0].argmax() for answer in answers for output in answer.outputs
+    )
 
 
 def test_a_device_type_or_horizon_that_cannot_be_is_said_at_the_start(client, store):
@@ -210,7 +217,7 @@ def test_the_latency_budget_is_sent_once_the_rate_is_known(client, store, servic
     assert set(sent["held"]) == {block.unit.sha256 for block in world.bundle.blocks}
 
 
-def test_an_old_bundle_of_another_model_is_not_taken(service, store, world):
+def test_a_model_that_is_not_served_is_not_found(service, store, world):
     service.world = replace(world, bundle=replace(world.bundle, model="other"))
     with ServiceClient(service.url, service.token) as client, pytest.raises(NotFoundError):
         Device(client, store, "tiny")

@@ -38,7 +38,7 @@ def test_a_bundle_is_whole(tiny: tuple[Path, Bundle]) -> None:
     directory, bundle = tiny
     verify_units(directory, bundle)
     assert read_bundle(directory) == bundle
-    assert [block.name for block in bundle.blocks][0] == "stem"
+    assert bundle.blocks[0].name == "stem"
     assert bundle.exit_count == 4
     assert set(bundle.baselines) == {"multi_exit_fc", "spinn"}
     assert not (directory / ".build").exists()

@@ -1,0 +1,151 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meedge_ray.bundle.manifest import unit_store
+from meedge_ray.cli.main import main
+from meedge_ray.domain.elastic import Bundle
+
+
+@pytest.fixture
+def meedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command line; returns its exit code, what it printed, and what it complained about."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["meedge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+            raise SystemExit(0)
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def answer(run: tuple[int, str, str]) -> Any:
+    code, out, err = run
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+@pytest.fixture
+def sample(tiny: tuple[Path, Bundle], tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", np.full(tiny[1].input.shape, 8, np.uint8))
+    return tmp_path / "x.npy"
+
+
+def test_help_lists_every_command(meedge) -> None:
+    code, out, _ = meedge("--help")
+    assert code == 0
+    for name in ("build", "inspect", "place", "infer", "evaluate", "serve", "doctor"):
+        assert f"  {name} " in out
+
+
+def test_inspect_shows_blocks_and_branches(meedge, tiny: tuple[Path, Bundle]) -> None:
+    content = answer(meedge("inspect", tiny[0], "-o", "json"))
+    assert content["model"] == "tiny"
+    assert len(content["branches"]) == len(tiny[1].branches)
+    code, out, _ = meedge("inspect", tiny[0])
+    assert code == 0
+    assert all(branch.name in out for branch in tiny[1].branches)
+
+
+@pytest.mark.parametrize("method", ["frontier", "hpf"])
+def test_place_keeps_to_the_memory(meedge, tiny: tuple[Path, Bundle], method: str) -> None:
+    memory = tiny[1].backbone_bytes + 4000
+    placement = answer(meedge("place", tiny[0], "--memory", memory, "--method", method, "-o", "json"))
+    assert tiny[1].backbone_bytes < placement["size_bytes"] <= memory
+    assert placement["branches"]
+    assert placement["method"] == method
+    code, out, _ = meedge("place", tiny[0], "--memory", memory, "--method", method)
+    assert code == 0
+    assert "final exit" in out
+
+
+def test_infer_answers_and_says_from_where(meedge, tiny: tuple[Path, Bundle], sample: Path) -> None:
+    content = answer(meedge("infer", tiny[0], "--memory", "2Mi", "--input", sample, "-o", "json"))
+    assert content["class"] in tiny[1].classes
+    assert content["ending"] == "completed"
+    assert len(content["confidences"]) == 10
+    assert content["outputs"][-1]["branch"] is None
+    code, out, _ = meedge("infer", tiny[0], "--memory", "2Mi", "--input", sample, "--deadline-ms", 0)
+    assert code == 0
+    assert "nothing was at hand yet (deadline" in out
+
+
+def test_evaluate_writes_a_report(meedge, tiny: tuple[Path, Bundle], tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    code, out, err = meedge(
+        "evaluate", tiny[0], "--memory", "1Mi", "--kills", 50, "--report", folder, "-o", "json"
+    )
+    assert code == 0
+    assert "evaluate" in err  # progress
+    assert json.loads(out)["methods"]["meedge"]["mae"] > 0
+    assert (folder / "index.html").exists()
+
+
+def test_doctor_says_whether_the_c_loops_are_active(meedge) -> None:
+    content = answer(meedge("doctor", "-o", "json"))
+    assert isinstance(content["c_loops"], bool)
+    assert content["packages"]["onnxruntime"]
+    assert "C loops" in meedge("doctor")[1]
+
+
+def test_build_prints_the_manifests_schema(meedge) -> None:
+    assert answer(meedge("build", "--schema"))["title"] == "ElasticModel"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["place", "{bundle}", "--memory", "10"], "the backbone alone needs"),
+        (["place", "{bundle}", "--memory", "lots"], "--memory: 'lots' is not a quantity"),
+        (["place", "{bundle}", "--memory", "2Mi", "--device-type", "pi"], "there is no profile of device type pi"),
+        (["place", "{bundle}", "--memory", "2Mi", "--horizon-ms", "0.00001"], "horizon"),
+        (["place", "{nowhere}", "--memory", "2Mi"], "there is no bundle"),
+        (["place", "{bundle}"], "--memory"),
+        (["infer", "{bundle}", "--memory", "2Mi", "--input", "{nowhere}"], "no such file"),
+        (["infer", "{bundle}", "--memory", "2Mi", "--input", "{image}"], "expected is (1, 8, 8)"),
+        (["infer", "{bundle}", "--memory", "2Mi", "--input", "{nan}"], "not finite"),
+        (["infer", "{bundle}", "--memory", "2Mi", "--input", "{text}"], "cannot be read as .npy"),
+        (["build", "{text}"], "needs one manifest and one folder"),
+        (["build", "{nowhere}", "-o", "{out}"], "no such file"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_what_is_used_wrongly_exits_with_2_and_one_clear_message(
+    meedge, tiny: tuple[Path, Bundle], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    np.save(tmp_path / "image.npy", np.zeros((3, 32, 32)))
+    np.save(tmp_path / "nan.npy", np.full((1, 8, 8), np.nan))
+    (tmp_path / "text").write_text("no array")
+    paths = {
+        "bundle": tiny[0],
+        "nowhere": tmp_path / "nowhere",
+        "image": tmp_path / "image.npy",
+        "nan": tmp_path / "nan.npy",
+        "text": tmp_path / "text",
+        "out": tmp_path / "out",
+    }
+    code, out, err = meedge(*(argument.format(**paths) for argument in arguments))
+    assert code == 2
+    assert said in " ".join(err.split())
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_damaged_unit_is_refused_by_name(meedge, tiny: tuple[Path, Bundle], tmp_path: Path, sample: Path) -> None:
+    shutil.copytree(tiny[0], tmp_path / "copy")
+    sha256 = tiny[1].blocks[0].unit.sha256
+    path = unit_store(tmp_path / "copy").path(sha256)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    code, _, err = meedge("infer", tmp_path / "copy", "--memory", "2Mi", "--input", sample)
+    assert code == 1
+    assert sha256 in err

@@ -1,0 +1,65 @@
+"""The build as its user runs it: a process, on a Ray cluster of its own, killed in the middle."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from meedge_ray.bundle.manifest import read_bundle, verify_units
+
+pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+
+
+def start(manifest: Path, output: Path) -> "subprocess.Popen[str]":
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "meedge_ray.cli.main", "build", str(manifest), "-o", str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def finished_exits(output: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_ino for path in output.glob(".build/*/exit-*/weights.safetensors")}
+
+
+def test_a_build_killed_while_it_cultivates_goes_on_without_redoing_finished_exits(
+    tiny_manifest: Path, tmp_path: Path
+) -> None:
+    # Long enough that the last exits are still growing when the first are done.
+    tiny_manifest.write_text(tiny_manifest.read_text().replace("epochs: 2", "epochs: 12"))
+    output = tmp_path / "bundle"
+    killed = start(tiny_manifest, output)
+    deadline = time.monotonic() + 120
+    while not finished_exits(output):
+        assert killed.poll() is None, killed.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # Ray's two agents look for their raylet once a minute only; everything that computes must end at once.
+    family = [
+        process for process in psutil.Process(killed.pid).children(recursive=True) if "Agent" not in process.name()
+    ]
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    before = finished_exits(output)
+    assert not (output / "bundle.json").exists()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, "its cluster outlived it"
+
+    resumed = start(tiny_manifest, output)
+    inodes = dict(before)
+    while resumed.poll() is None:
+        inodes.update({name: inode for name, inode in finished_exits(output).items() if name in before})
+        time.sleep(0.01)
+    said = resumed.communicate()[0]
+    assert resumed.returncode == 0, said
+    assert "100%" in said
+    assert inodes == before, "a finished exit was trained again"
+    verify_units(output, read_bundle(output))
