@@ -27,7 +27,7 @@ SHAPES = {  # exits, convolutions, FC heads, single-exit time in ms
     "VGG-16": (13, 15, 7, 8.0),
     "ResNet-110": (54, 11, 8, 4.5),
 }
-NUMPY_UP_TO = 2000  # candidates; the twin takes minutes beyond
+NUMPY_UP_TO = 2000  # candidates; beyond, the twin would take most of the run
 FINAL_ACCURACY = 0.92
 HPF_MS = 10.0
 REPEATS = 7

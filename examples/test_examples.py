@@ -1,0 +1,66 @@
+"""Every example is run as its README says, at a size that fits a test."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def meedge(*arguments: str, cwd: Path, **environment: str) -> str:
+    return run("-m", "meedge_ray.cli.main", *arguments, cwd=cwd, **environment)
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_the_demo_shows_the_whole_path(tmp_path: Path) -> None:
+    manifest = (HERE / "01-digits" / "model.yaml").read_text()
+    small = re.sub(r"epochs: \d+", "epochs: 2", manifest.replace("resnet20", "resnet8")).replace("    imageSize: 16\n", "")
+    (tmp_path / "model.yaml").write_text(small)
+    demo = str(HERE / "01-digits" / "demo.py")
+    said = run(demo, "--manifest", "model.yaml", "--report", "report", "--kills", "300", cwd=tmp_path)
+    assert "report/index.html" in said
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert set(report["methods"]) == {"single_exit", "multi_exit_fc", "spinn", "meedge"}
+    assert report["methods"]["meedge"]["mae"] > report["methods"]["single_exit"]["mae"]
+    assert len(report["trace"]) == 8
+    for change in report["trace"]:
+        assert change["resident_bytes"] <= change["memory_bytes"]
+        assert change["answered"] == 1.0
+    assert {"predicted", "measured"} == set(report["kills"])
+    assert (tmp_path / "report" / "memory-changes.png").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_your_own_model_on_your_own_samples(tmp_path: Path) -> None:
+    folder = HERE / "03-your-own-model"
+    run(str(folder / "samples.py"), "--count", "400", cwd=tmp_path)
+    (tmp_path / "model.yaml").write_text((folder / "model.yaml").read_text())
+    meedge("build", "model.yaml", "-o", "mine", cwd=tmp_path, PYTHONPATH=str(folder))
+    content = json.loads(meedge("inspect", "mine", "-o", "json", cwd=tmp_path))
+    assert content["architecture"] == "network:Network"
+    assert content["input_shape"] == [3, 20, 20]
+    assert content["exits"] == 2
+
+
+def test_the_committed_report_of_resnet20_beats_its_baselines_at_equal_memory() -> None:
+    report = json.loads((HERE / "02-resnet20-cifar10" / "report" / "report.json").read_text())
+    methods = report["methods"]
+    assert methods["meedge"]["resident_bytes"] <= methods["spinn"]["resident_bytes"]
+    assert methods["meedge"]["mae"] > max(methods["spinn"]["mae"], methods["single_exit"]["mae"])
+    assert abs(report["kills"]["predicted"] - report["kills"]["measured"]) <= 0.01
