@@ -68,13 +68,20 @@ class DeviceActor:
     def _running(self) -> Device:
         with self._starting:
             if self._device is None:
-                settings = self._settings
-                client = ServiceClient(settings.base_url, settings.token)
-                store = UnitStore(Path(settings.cache_dir))
-                device = Device(client, store, settings.model, threads=settings.threads)
-                device.set_memory(self._memory_bytes)
-                self._device = device
+                self._device = self._start()
             return self._device
+
+    def _start(self) -> Device:
+        settings = self._settings
+        client = ServiceClient(settings.base_url, settings.token)
+        try:
+            store = UnitStore(Path(settings.cache_dir))
+            device = Device(client, store, settings.model, threads=settings.threads)
+            device.set_memory(self._memory_bytes)
+        except BaseException:
+            client.close()
+            raise
+        return device
 
 
 _Actor = ray.remote(concurrency_groups={_CONTROL: 2})(DeviceActor)

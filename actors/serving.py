@@ -1,10 +1,12 @@
 """The placement service as a Ray Serve application: replicated, restarted, shedding load it cannot bear."""
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+import ray
 from fastapi import FastAPI
 from meedge_ray.actors.app import create_app
 from meedge_ray.actors.cluster import OFF_EDGES
@@ -16,6 +18,8 @@ from meedge_ray.domain.errors import UnavailableError
 _NAME = "meedge"
 _ONGOING = 64  # a replica's requests at a time; most wait for a device's slow link
 _QUEUED = 256  # then 503, which a device takes for "later"
+_CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
+_POLL_S = 0.05
 _PROXY_TIMEOUT_S = 5.0
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -53,7 +57,7 @@ def run_service(
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
     except (RuntimeError, RayError) as error:
-        serve.shutdown()
+        _stop_serve()
         raise _not_up("Ray Serve cannot listen there", url, "Take a free port of the cluster's head") from error
     if not _answers(url):
         raise _not_up("Ray Serve listens elsewhere on this cluster", url, "Take its port, or shut it down before")
@@ -70,7 +74,7 @@ def stop_service() -> None:
     """Take the service down, and Ray Serve with it if it serves nothing else."""
     serve.delete(_NAME)
     if not serve.status().applications:
-        serve.shutdown()
+        _stop_serve()
 
 
 def _deployment(replicas: int) -> serve.Deployment:
@@ -83,6 +87,23 @@ def _deployment(replicas: int) -> serve.Deployment:
         # No CPU of its own: it mostly waits, and must come up beside training that has taken them all.
         ray_actor_options={"num_cpus": 0, "label_selector": OFF_EDGES},
     )
+
+
+def _stop_serve() -> None:
+    # Serve's own way waits in a call to the controller until that is killed, about which Ray complains on stdout.
+    controller = ray.get_actor(*_CONTROLLER)
+    ray.get(controller.graceful_shutdown.remote(wait=False))
+    while _is_there(_CONTROLLER):
+        time.sleep(_POLL_S)
+    serve.shutdown()  # forgets the controller in this process too
+
+
+def _is_there(actor: tuple[str, str]) -> bool:
+    try:
+        ray.get_actor(*actor)
+    except ValueError:
+        return False
+    return True
 
 
 def _answers(url: str) -> bool:

@@ -15,7 +15,13 @@ HERE = Path(__file__).resolve().parent
 def run(*command: str, cwd: Path, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *command],
+        cwd=cwd,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -29,7 +35,9 @@ def meedge(*arguments: str, cwd: Path, **environment: str) -> str:
 @pytest.mark.xdist_group("ray")
 def test_the_demo_shows_the_whole_path(tmp_path: Path) -> None:
     manifest = (HERE / "01-digits" / "model.yaml").read_text()
-    small = re.sub(r"epochs: \d+", "epochs: 2", manifest.replace("resnet20", "resnet8")).replace("    imageSize: 16\n", "")
+    small = re.sub(r"epochs: \d+", "epochs: 2", manifest.replace("resnet20", "resnet8")).replace(
+        "    imageSize: 16\n", ""
+    )
     (tmp_path / "model.yaml").write_text(small)
     demo = str(HERE / "01-digits" / "demo.py")
     said = run(demo, "--manifest", "model.yaml", "--report", "report", "--kills", "300", cwd=tmp_path)

@@ -27,10 +27,11 @@ from meedge_ray.domain.errors import MeedgeError, UnavailableError
 from meedge_ray.domain.quantity import format_bytes
 from meedge_ray.runtime.placing import HORIZON_FACTOR
 from meedge_ray.train.build import build
-from meedge_ray.train.data import Samples, load_data
+from meedge_ray.train.data import load_data
 from meedge_ray.train.evaluation import Evaluation, evaluate
 from meedge_ray.train.manifest import read_manifest
 from meedge_ray.train.report import MemoryChange, write_report
+from meedge_ray.train.samples import Samples
 
 HERE = Path(__file__).resolve().parent
 DEVICE = "pi-1"

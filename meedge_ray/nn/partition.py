@@ -44,6 +44,11 @@ class Chain:
         """Exit points: one after every block but the last."""
         return len(self.pieces) - 1
 
+    def map_shape(self, exit_index: int) -> tuple[int, int, int]:
+        """Return channels, height and width of the feature map at an exit point."""
+        channels, height, width = self.pieces[exit_index].output_shape
+        return channels, height, width
+
     def run(self, x: Tensor) -> Tensor:
         """Return what the model returns, bit for bit."""
         for piece in self.pieces:

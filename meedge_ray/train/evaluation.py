@@ -21,8 +21,9 @@ from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.engine import Engine
 from meedge_ray.runtime.loading import load_engine, stored_candidates
 from meedge_ray.runtime.placing import Placer
-from meedge_ray.train.data import Samples, load_data
+from meedge_ray.train.data import load_data
 from meedge_ray.train.progress import Report, silent
+from meedge_ray.train.samples import Samples
 
 _ROUNDS = 25
 _SCORED = 2000  # test samples every branch is scored on

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.nn.partition import Chain
-from meedge_ray.train.data import Dataset, Samples, normalize
+from meedge_ray.train.data import Dataset
 from meedge_ray.train.files import whole_folder
 from meedge_ray.train.progress import Report
+from meedge_ray.train.samples import Samples, normalize
 
 SPLITS = ("train", "validation")
 _BATCH = 256

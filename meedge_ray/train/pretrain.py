@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from meedge_ray.api.elastic_model import Pretrain
-from meedge_ray.train.data import Dataset, normalize
+from meedge_ray.train.data import Dataset
 from meedge_ray.train.progress import Report, silent
+from meedge_ray.train.samples import normalize
 
 
 def pretrain(model: nn.Module, dataset: Dataset, settings: Pretrain, *, seed: int, report: Report = silent) -> None:

@@ -150,6 +150,15 @@ def test_without_time_for_the_missing_blocks_the_error_says_what_to_do(http):
     assert "faster link" in said.do
 
 
+@pytest.mark.parametrize("field", ["horizon_ms", "rate_bps", "latency_budget_ms"])
+@pytest.mark.parametrize("number", ["Infinity", "1e308", "1e-308"])
+def test_no_number_however_odd_breaks_the_service(http, field, number):
+    values = {"memory_bytes": EVERYTHING, "rate_bps": 1e6, "latency_budget_ms": 1e6} | {field: None}
+    body = json.dumps(values).replace("null", number)
+    response = http.post("/v1/models/tiny/placements", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 422), response.text
+
+
 def test_a_latency_budget_needs_a_rate(http):
     body = {"memory_bytes": EVERYTHING, "latency_budget_ms": 5}
     assert error(http.post("/v1/models/tiny/placements", json=body), 422).where == "body.rate_bps"

@@ -88,6 +88,15 @@ def test_a_device_shrinks_and_grows_with_its_memory(device, world, sample):
     assert large.fetched_bytes == fetched
 
 
+def test_inference_goes_on_while_the_memory_changes(device, world, sample):
+    asked = [device.actor.infer.remote(sample) for _ in range(200)]
+    for memory_bytes in (world.bundle.backbone_bytes, EVERYTHING, world.bundle.backbone_bytes):
+        device.set_memory(memory_bytes)
+    said = world.logits(sample[None])
+    for answer in ray.get(asked, timeout=60):
+        assert answer.label == said[answer.branch].argmax()
+
+
 def test_the_devices_own_errors_reach_the_caller(device, sample):
     with pytest.raises(BudgetError) as caught:
         device.set_memory(1)

@@ -1,9 +1,13 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from meedge_ray.api.elastic_model import ElasticModel, json_schema
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def manifest(**spec: Any) -> dict[str, Any]:
@@ -63,3 +67,10 @@ def test_the_schema_names_fields_as_manifests_do() -> None:
     schema = json_schema()
     assert "fullyConnected" in schema["$defs"]["Zoo"]["properties"]
     assert schema["$defs"]["Zoo"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("manifests/*.yaml"), *ROOT.glob("examples/*/*.yaml")]), ids=lambda path: path.parent.name
+)
+def test_every_manifest_that_is_shipped_is_valid(path: Path) -> None:
+    ElasticModel.model_validate(yaml.safe_load(path.read_text()))

@@ -18,11 +18,13 @@ def meedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["meedge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        code: object = 0
+        try:
             main()
-            raise SystemExit(0)
+        except SystemExit as ended:
+            code = ended.code
         captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return int(str(code or 0)), captured.out, captured.err
 
     return run
 
@@ -80,9 +82,7 @@ def test_infer_answers_and_says_from_where(meedge, tiny: tuple[Path, Bundle], sa
 
 def test_evaluate_writes_a_report(meedge, tiny: tuple[Path, Bundle], tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    code, out, err = meedge(
-        "evaluate", tiny[0], "--memory", "1Mi", "--kills", 50, "--report", folder, "-o", "json"
-    )
+    code, out, err = meedge("evaluate", tiny[0], "--memory", "1Mi", "--kills", 50, "--report", folder, "-o", "json")
     assert code == 0
     assert "evaluate" in err  # progress
     assert json.loads(out)["methods"]["meedge"]["mae"] > 0

@@ -84,10 +84,7 @@ class World:
         return next(branch for branch in self.bundle.branches if branch.name == name)
 
     def candidates(self, *names):
-        return [
-            (branch, partial(self.units.__getitem__, branch.unit.sha256))
-            for branch in map(self.branch, names)
-        ]
+        return [(branch, partial(self.units.__getitem__, branch.unit.sha256)) for branch in map(self.branch, names)]
 
     def engine(self, *names):
         engine = Engine(self.bundle.input, self.blocks, final_accuracy=self.bundle.final_accuracy)

@@ -111,9 +111,7 @@ def test_an_error_arrives_as_the_service_said_it(client, service, status, kind):
     assert error.value.where == f"{service.url}/v1/models"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b'{"models": 1}', b'{"models": [], "more": 1}', b"\xff"]
-)
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"models": 1}', b'{"models": [], "more": 1}', b"\xff"])
 def test_nonsense_is_no_answer(client, service, body):
     service.answers["/v1/models"] = (200, body)
     with pytest.raises(UnavailableError, match="is no ModelList"):

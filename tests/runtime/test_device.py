@@ -108,9 +108,7 @@ def test_a_damaged_unit_of_the_cache_is_fetched_again(device, service, store, wo
     assert service.fetched() == [unit.sha256]
 
 
-def test_a_damaged_unit_is_done_without_while_the_server_is_away(
-    device, service, store, world, whole_bytes, samples
-):
+def test_a_damaged_unit_is_done_without_while_the_server_is_away(device, service, store, world, whole_bytes, samples):
     names = device.set_memory(whole_bytes).branches
     device.set_memory(world.bundle.backbone_bytes)
     service.away = True
@@ -121,9 +119,7 @@ def test_a_damaged_unit_is_done_without_while_the_server_is_away(
     assert device.infer(samples[0]).label is not None
 
 
-def test_a_transmission_cut_for_good_leaves_the_device_answering(
-    device, service, world, whole_bytes, samples
-):
+def test_a_transmission_cut_for_good_leaves_the_device_answering(device, service, world, whole_bytes, samples):
     for branch in world.bundle.branches:
         service.break_after[branch.unit.sha256] = [10] * 10
     status = device.set_memory(whole_bytes)
@@ -163,9 +159,7 @@ def test_a_rebuilt_model_is_taken_over(device, service, worlds, whole_bytes, sam
     )
 
 
-def test_a_rebuilt_model_that_cannot_be_had_leaves_the_old_one_answering(
-    device, service, worlds, whole_bytes, samples
-):
+def test_a_rebuilt_model_that_cannot_be_had_leaves_the_old_one_answering(device, service, worlds, whole_bytes, samples):
     old = device.set_memory(whole_bytes)
     service.world = worlds(seed=5)
     service.answers["/v1/units/"] = (503, b"")
@@ -196,9 +190,7 @@ def test_it_answers_from_other_threads_while_branches_are_exchanged(device, worl
         thread.join()
     assert not failures
     assert {answer.ending for answer in answers} == {"completed"}
-    assert all(
-        output.label == expected[output.branch][0].argmax() for answer in answers for output in answer.outputs
-    )
+    assert all(output.label == expected[output.branch][0].argmax() for answer in answers for output in answer.outputs)
 
 
 def test_a_device_type_or_horizon_that_cannot_be_is_said_at_the_start(client, store):

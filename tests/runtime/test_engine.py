@@ -243,9 +243,7 @@ def test_placing_loads_only_what_is_new(world):
     engine.place([(branch, lambda branch=branch: read(branch)) for branch in wanted])
     assert asked == ["exit2-small"]
     assert engine.branches == ("exit0-small", "exit2-small")
-    assert engine.resident_bytes == world.bundle.backbone_bytes + sum(
-        branch.unit.size_bytes for branch in wanted
-    )
+    assert engine.resident_bytes == world.bundle.backbone_bytes + sum(branch.unit.size_bytes for branch in wanted)
 
 
 def test_a_branch_that_cannot_be_had_leaves_the_others_in_place(world, samples):

@@ -15,9 +15,7 @@ def placer(world):
 
 
 def size_bytes(bundle, names):
-    return bundle.backbone_bytes + sum(
-        branch.unit.size_bytes for branch in bundle.branches if branch.name in names
-    )
+    return bundle.backbone_bytes + sum(branch.unit.size_bytes for branch in bundle.branches if branch.name in names)
 
 
 @given(extra_bytes=st.integers(0, 25_000))
@@ -48,9 +46,7 @@ def test_branches_are_named_in_the_order_the_engine_runs_them(world, placer):
 def test_the_points_rise_from_the_bare_backbone(world, placer):
     points = placer.points()
     assert (points[0].branches, points[0].size_bytes) == ((), world.bundle.backbone_bytes)
-    assert [point.size_bytes - world.bundle.backbone_bytes for point in points] == list(
-        placer.frontier().size_bytes
-    )
+    assert [point.size_bytes - world.bundle.backbone_bytes for point in points] == list(placer.frontier().size_bytes)
     values = [point.expectation for point in points]
     assert values == sorted(values)
     assert placer.frontier() is placer.frontier()

@@ -7,7 +7,8 @@ from PIL import Image
 
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.train.data import load_data, normalize
+from meedge_ray.train.data import load_data
+from meedge_ray.train.samples import normalize
 
 
 def data(**fields: Any) -> Data:
