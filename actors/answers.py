@@ -77,8 +77,8 @@ def place(catalog: Catalog, model: str, request: PlacementRequest, request_bytes
                 do="Measure it and send it along",
             )
         points = catalog.points(model, request.device_type, request.horizon_ms)
-        spent_ms = (perf_counter() - start) * 1e3 + request_bytes * 8e3 / request.rate_bps
-        limit_bytes = (request.latency_budget_ms - spent_ms) * request.rate_bps / 8e3
+        left_ms = request.latency_budget_ms - (perf_counter() - start) * 1e3
+        limit_bytes = left_ms * request.rate_bps / 8e3 - request_bytes
         chosen = _best_in_time(points, request.memory_bytes, fetching, limit_bytes)
     units = fetching.units(chosen.branches)
     fetch = [unit for unit in units if unit.sha256 not in fetching.held]
@@ -121,7 +121,7 @@ def _best_in_time(
             return point
     raise BudgetError(
         f"the backbone's missing blocks are {fetching.missing_bytes(())} bytes, "
-        f"{max(0, int(limit_bytes))} can be sent in time",
+        f"{max(0.0, limit_bytes):.0f} can be sent in time",
         where="body.latency_budget_ms",
         do="Allow more time, use a faster link, or fetch the blocks before",
     )

@@ -6,6 +6,7 @@ python examples/01-digits/demo.py --report demo-report
 import argparse
 import secrets
 import socket
+import statistics
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from meedge_ray.jobs.cultivate import cultivate_on_ray
 from rich.console import Console
 
 from meedge_ray.api.elastic_model import Data
-from meedge_ray.cli.output import Bars, table
+from meedge_ray.cli.output import Bars, show, table
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
 from meedge_ray.domain.quantity import format_bytes
@@ -58,7 +59,7 @@ def main() -> None:
         budget_bytes = max(change.memory_bytes for change in trace)
         evaluation = evaluate(directory, memory_bytes=budget_bytes, kills=arguments.kills, report=bars)
     write_report(arguments.report, evaluation, trace)
-    show(evaluation, trace, arguments.report)
+    show_results(evaluation, trace, arguments.report)
     console.print(f"done in {time.perf_counter() - started:.0f} s")
 
 
@@ -79,13 +80,19 @@ def live_on_the_edge(head: Cluster, directory: Path, bundle: Bundle, console: Co
             with attach_edge_node(head, DEVICE):
                 device = wait_for_device()
                 console.print(f"edge node {DEVICE} joined; its device runs {bundle.model}")
-                return [change_memory(device, budget, bundle, test) for budget in budgets]
+                horizon_ms = HORIZON_FACTOR * full_run_ms(device, test)
+                return [change_memory(device, budget, test, horizon_ms) for budget in budgets]
         finally:
             stop_fleet()
             stop_service()
 
 
-def change_memory(device: RemoteDevice, memory_bytes: int, bundle: Bundle, test: Samples) -> MemoryChange:
+def full_run_ms(device: RemoteDevice, test: Samples) -> float:
+    """Return the median time of an inference that is let finish, as the device has it between requests."""
+    return statistics.median(device.infer(sample).elapsed_ms for sample in test.x[:100])
+
+
+def change_memory(device: RemoteDevice, memory_bytes: int, test: Samples, horizon_ms: float) -> MemoryChange:
     """Give the device another budget while requests keep coming, then ask under random deadlines."""
     fetched_before = device.status().fetched_bytes
     answers: list[int | None] = []
@@ -106,8 +113,6 @@ def change_memory(device: RemoteDevice, memory_bytes: int, bundle: Bundle, test:
     finally:
         switched.set()
         asking.join()
-    profile = next(iter(bundle.profiles.values()))
-    horizon_ms = HORIZON_FACTOR * profile.single_exit_ms
     random = np.random.default_rng(len(status.branches))
     chosen = random.permutation(np.resize(np.arange(len(test)), REQUESTS))
     deadlines_ms = random.permutation((np.arange(REQUESTS) + 0.5) / REQUESTS * horizon_ms)
@@ -143,31 +148,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def show(evaluation: Evaluation, trace: list[MemoryChange], report: Path) -> None:
+def show_results(evaluation: Evaluation, trace: list[MemoryChange], report: Path) -> None:
     """Print what was measured."""
-    console = Console(highlight=False)
-    console.print(
-        table(
-            ["method", "mAE predicted>", "under kills>", "memory>", "branches>"],
-            [
-                [name, f"{method.mae:.1%}", f"{method.killed:.1%}", format_bytes(method.resident_bytes)]
-                + [str(len(method.branches))]
-                for name, method in evaluation.methods.items()
-            ],
-        ),
+    methods = [
+        [name, f"{method.mae:.1%}", f"{method.killed:.1%}", format_bytes(method.resident_bytes)]
+        + [str(len(method.branches))]
+        for name, method in evaluation.methods.items()
+    ]
+    changes = [
+        [format_bytes(change.memory_bytes), format_bytes(change.resident_bytes), str(change.branches)]
+        + [format_bytes(change.fetched_bytes), f"{change.switch_ms:.1f}", f"{change.answered:.0%}"]
+        + [f"{change.accuracy:.1%}"]
+        for change in trace
+    ]
+    show(
+        table(["method", "mAE predicted>", "under kills>", "memory>", "branches>"], methods),
         "",
         table(
             ["memory>", "resident>", "branches>", "fetched>", "switched in ms>", "answered meanwhile>", "accuracy>"],
-            [
-                [format_bytes(change.memory_bytes), format_bytes(change.resident_bytes), str(change.branches)]
-                + [format_bytes(change.fetched_bytes), f"{change.switch_ms:.1f}", f"{change.answered:.0%}"]
-                + [f"{change.accuracy:.1%}"]
-                for change in trace
-            ],
+            changes,
         ),
         "",
         f"pictures and figures: {report / 'index.html'}",
-        sep="\n",
     )
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+_WIDE = 240
+
 
 class Format(StrEnum):
     """How a command answers."""
@@ -25,7 +27,12 @@ def emit(form: Format, content: Any, *shown: Table | str) -> None:  # noqa: ANN4
     if form is Format.JSON:
         sys.stdout.write(json.dumps(content, indent=2) + "\n")
         return
-    console = Console(highlight=False, soft_wrap=True)
+    show(*shown)
+
+
+def show(*shown: Table | str) -> None:
+    """Print text and tables; where nobody's terminal limits it, a table is as wide as it needs to be."""
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
     for piece in shown:
         console.print(piece, markup=False)
 

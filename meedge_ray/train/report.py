@@ -74,7 +74,8 @@ _KILLS = (
 _OVER_MEMORY = "Mean accuracy expectation of the best placement for every memory budget. Points are the baselines."
 _TRACE = (
     "An edge node through changes of its memory budget: what it keeps resident, and how accurate its answers are "
-    "under random deadlines. Where the budget is below a baseline's line, that network would have been killed."
+    "under deadlines drawn over 1.25 times its own full run. Where the budget is below a baseline's line, that network "
+    "would have been killed."
 )
 
 
@@ -155,22 +156,24 @@ def _trace(evaluation: Evaluation, trace: Sequence[MemoryChange]) -> Figure:
     ):
         stairs = [value / _MIB for value in values]
         top.step(moments, [*stairs, stairs[-1]], where="post", label=label, color=color, linewidth=2)
-    for name in ("multi_exit_fc", "spinn"):
-        label, color, line = _LOOKS[name]
-        needed = evaluation.methods[name].resident_bytes / _MIB
-        top.axhline(needed, color=color, linestyle=line, label=f"{label} needs")
-    top.set(ylabel="MiB", ylim=(0, None))
-    top.legend(loc="upper right", fontsize=8, ncols=2)
+    for name, method in evaluation.methods.items():
+        if name != "meedge":
+            label, color, line = _LOOKS[name]
+            top.axhline(method.resident_bytes / _MIB, color=color, linestyle=line, label=f"{label} needs", zorder=1)
+    top.set(ylabel="MiB")
+    top.margins(y=0.15)
+    figure.legend(loc="outside upper center", fontsize=8, ncols=3)
     accuracies = [change.accuracy for change in trace]
     bottom.step(moments, [*accuracies, accuracies[-1]], where="post", color=_LOOKS["meedge"][1], linewidth=2)
     for moment, change in enumerate(trace):
+        above = change.accuracy < 0.3
         bottom.annotate(
             f"{change.accuracy:.0%}\n{change.branches} branches",
             (moment + 0.5, change.accuracy),
             ha="center",
-            va="top",
+            va="bottom" if above else "top",
             fontsize=8,
-            xytext=(0, -4),
+            xytext=(0, 4 if above else -4),
             textcoords="offset points",
         )
     bottom.set(ylabel="accuracy under\nrandom deadlines", xlabel="memory changes", ylim=(0, 1), xticks=moments)
