@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ OFF_EDGES = {ROLE_LABEL: f"!{EDGE}"}  # the label selector of everything that is
 _LOOPBACK_IP = "127.0.0.2"
 _HEAD_OBJECT_STORE_BYTES = 200_000_000
 _EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
+_AGENT_MODULE = "ray.dashboard.optional_deps"
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _JOIN_TIMEOUT_S = 60.0
 _KNOCK_TIMEOUT_S = 5.0
@@ -103,22 +104,37 @@ def _started(dashboard: bool, log_to_driver: bool) -> Iterator[Cluster]:
     try:
         with _environment({**environment, "RAY_USAGE_STATS_ENABLED": "0"}):
             try:
-                context = ray.init(
-                    address="local",
-                    namespace=NAMESPACE,
-                    include_dashboard=dashboard,
-                    log_to_driver=log_to_driver,
-                    configure_logging=False,
-                    object_store_memory=_HEAD_OBJECT_STORE_BYTES,
-                    _node_ip_address=_LOOPBACK_IP,
-                    _temp_dir=folder,
-                    _system_config=dict(_HEALTH_CHECKS),  # Ray writes into it,
-                )
+                with nullcontext() if dashboard else _without_dashboard_agent():
+                    context = ray.init(
+                        address="local",
+                        namespace=NAMESPACE,
+                        include_dashboard=dashboard,
+                        log_to_driver=log_to_driver,
+                        configure_logging=False,
+                        object_store_memory=_HEAD_OBJECT_STORE_BYTES,
+                        _node_ip_address=_LOOPBACK_IP,
+                        _temp_dir=folder,
+                        _system_config=dict(_HEALTH_CHECKS),  # Ray writes into it
+                    )
                 yield Cluster(context.address_info["gcs_address"], environment)
             finally:
                 ray.shutdown(wait_for_processes=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _without_dashboard_agent() -> Iterator[None]:
+    # Ray then starts as it does without ray[default]: its full agent wants port 52365, which clusters on one
+    # machine fight for (5 s each time), and `ray.init` has no argument for another one.
+    before = sys.modules.get(_AGENT_MODULE)
+    sys.modules[_AGENT_MODULE] = None  # type: ignore[assignment] # what makes an import fail
+    try:
+        yield
+    finally:
+        del sys.modules[_AGENT_MODULE]
+        if before is not None:
+            sys.modules[_AGENT_MODULE] = before
 
 
 @contextmanager
@@ -209,9 +225,11 @@ def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode
                 f"--temp-dir={folder}",
                 f"--object-store-memory={_EDGE_OBJECT_STORE_BYTES}",
                 "--num-cpus=0",
+                "--dashboard-agent-listen-port=0",
                 "--include-log-monitor=false",
             ],
-            env={**os.environ, **cluster.environment},
+            # Else it would wait half a minute for its device to end by itself, which never does.
+            env={**os.environ, **cluster.environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

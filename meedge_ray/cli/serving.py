@@ -4,19 +4,32 @@ import os
 import secrets
 import signal
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meedge_ray.bundle.manifest import read_bundle
 from meedge_ray.cli.extras import extra
 from meedge_ray.cli.output import Format, emit
+from meedge_ray.domain.quantity import parse_bytes
+from meedge_ray.runtime.placing import Placer
+
+if TYPE_CHECKING:
+    from meedge_ray.actors.cluster import Cluster
 
 
 def serve(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="bundles' folders")],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="give every edge node that joins a device of the first model, with this memory"),
+    ] = None,
+    cache_dir: Annotated[str, typer.Option(help="where a device keeps its units")] = "~/.cache/meedge",
     form: Annotated[Format, typer.Option("-o", "--output", help="how to answer")] = Format.TEXT,
 ) -> None:
     """Serve bundles' placements and units over HTTP, until it is stopped.
@@ -24,30 +37,50 @@ def serve(
     Callers send the bearer token in MEEDGE_TOKEN; without one a random token is made and printed. Runs on the cluster
     RAY_ADDRESS names, else on one of its own, which edge nodes can join with the printed command.
 
-    Example: meedge serve digits --port 8000
+    Example: meedge serve digits --memory 1200Ki
     """
     with extra("ray"):
-        from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, cluster
+        from meedge_ray.actors.cluster import cluster
+        from meedge_ray.actors.device import DeviceSettings
+        from meedge_ray.actors.fleet import start_fleet, stop_fleet
         from meedge_ray.actors.serving import run_service, stop_service
+    memory_bytes = None if memory is None else parse_bytes(memory, where="--memory")
+    bundle = read_bundle(directories[0])
+    if memory_bytes is not None:
+        Placer(bundle).place(memory_bytes)  # refuses here what every device would refuse later
     given = os.environ.get("MEEDGE_TOKEN")
     token = given or secrets.token_urlsafe(32)
-    with cluster() as joined:
+    with ExitStack() as stack:
+        joined = stack.enter_context(cluster())
         url = run_service(directories, token, host=host, port=port)
-        variables = " ".join(f"{name}={value}" for name, value in joined.environment.items())
-        join = (
-            f"{variables} ray start --address={joined.address} --num-cpus=0 --object-store-memory=80000000 "
-            f"--labels={ROLE_LABEL}={EDGE},{DEVICE_LABEL}=NAME --include-log-monitor=false --block"
-        ).strip()
+        stack.callback(stop_service)
+        if memory_bytes is not None:
+            start_fleet(
+                DeviceSettings(
+                    base_url=url, token=token, model=bundle.model, cache_dir=cache_dir, memory_bytes=memory_bytes
+                )
+            )
+            stack.callback(stop_fleet)
+        join = _join_command(joined)
         emit(
             form,
             {"url": url, "token": None if given else token, "address": joined.address, "join": join},
             f"serving {', '.join(map(str, directories))} at {url}; page for people: {url}/docs",
             "token: the one in MEEDGE_TOKEN" if given else f"token: {token}",
-            f"attach a node:\n  {join}",
+            f"join an edge node, NAME being its own:\n  {join}",
             "stop with Ctrl-C",
         )
         sys.stdout.flush()
-        try:
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
-        finally:
-            stop_service()
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        stopped.wait()
+
+
+def _join_command(joined: "Cluster") -> str:
+    from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL
+
+    variables = [f"{name}={value}" for name, value in joined.environment.items()]
+    labels = f"{ROLE_LABEL}={EDGE},{DEVICE_LABEL}=NAME"
+    options = "--num-cpus=0 --object-store-memory=80000000 --include-log-monitor=false --block"
+    return " ".join([*variables, "ray start", f"--address={joined.address}", f"--labels={labels}", options])

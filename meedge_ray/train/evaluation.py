@@ -125,7 +125,7 @@ def evaluate(
         )
     test = dataset.test
     methods = _run_methods(directory, bundle, sets, test, placer.horizon_ms, kills, seed, report)
-    over_memory, baselines = _over_memory(directory, bundle, placer, test[slice(0, _SCORED)])
+    over_memory, baselines = _over_memory(directory, bundle, placer, test[_spread(len(test))])
     return Evaluation(
         model=bundle.model,
         architecture=bundle.architecture,
@@ -234,6 +234,11 @@ def _run_methods(
             runner.kill(victims[part], times_ms[part], random)
         report("evaluate", done + 1, _ROUNDS)
     return {name: runner.result(horizon_ms) for name, runner in runners.items()}
+
+
+def _spread(count: int) -> NDArray[np.int64]:
+    # Files are often sorted by class: take samples from everywhere.
+    return np.unique(np.linspace(0, count - 1, min(count, _SCORED)).astype(np.int64))
 
 
 def _over_memory(
