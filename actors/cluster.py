@@ -214,13 +214,14 @@ def attach_edge_node(cluster: Cluster, device: str, *, labels: Mapping[str, str]
 
 def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode:
     folder = Path(tempfile.mkdtemp(prefix="meedge-", dir="/tmp"))
+    host = cluster.address.rpartition(":")[0]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
                 *("--log-style=record", "--log-color=false"),
                 f"--address={cluster.address}",
-                f"--node-ip-address={cluster.address.rpartition(':')[0]}",
+                *([f"--node-ip-address={host}"] if host.startswith("127.") else []),
                 f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
                 f"--temp-dir={folder}",
                 f"--object-store-memory={_EDGE_OBJECT_STORE_BYTES}",
