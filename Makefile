@@ -21,7 +21,8 @@ lint: $(INSTALLED)
 	cd $(TREE) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
 
 unit: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 -m "not ray"
+	$(BIN)/pytest -m ray
 
 $(INSTALLED): pyproject.toml constraints.txt meedge_ray/search/_kernels.c
 	$(PYTHON) -c 'import sys; sys.exit("meedge-ray needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -11,12 +11,12 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
-from meedge_ray.actors import answers
-from meedge_ray.actors.catalog import Catalog
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from meedge_ray.actors import answers
+from meedge_ray.actors.catalog import Catalog
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementRequest, PlacementResponse
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ EDGE = "edge"
 OFF_EDGES = {ROLE_LABEL: f"!{EDGE}"}  # the label selector of everything that is no device actor
 
 # Ray turns 127.0.0.1 into the machine's outward address; the rest of 127/8 it leaves alone.
-_LOOPBACK_IP = "127.0.0.2"
+LOOPBACK = "127.0.0.2"
 _HEAD_OBJECT_STORE_BYTES = 200_000_000
 _EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
 _AGENT_MODULE = "ray.dashboard.optional_deps"
@@ -35,6 +35,8 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _JOIN_TIMEOUT_S = 60.0
 _KNOCK_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 10.0
+# A node told to end would wait 30 s for its device actor, which never ends by itself.
+_NODE_ENVIRONMENT = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 # A lost node is noticed after about 2 s where Ray's defaults take 14 s.
 _HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 1000,
@@ -53,10 +55,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator[Cluster]:
+def cluster(*, host: str = LOOPBACK) -> Iterator[Cluster]:
     """Join the cluster that RAY_ADDRESS names; without it run one of our own while the context lasts.
 
     Our own listens on free ports, lets in only who has its random token, and touches no other Ray.
+
+    Args:
+        host: the address of this machine at which nodes find our own cluster; on loopback only its own can.
 
     Raises:
         InvalidInputError: this process works in a cluster already.
@@ -67,15 +72,15 @@ def cluster(*, dashboard: bool = False, log_to_driver: bool = False) -> Iterator
             "this process works in a Ray cluster already", where="ray.init", do="Use that, or leave it before"
         )
     address = os.environ.get("RAY_ADDRESS")
-    with _joined(address, log_to_driver) if address else _started(dashboard, log_to_driver) as found:
+    with _joined(address) if address else _started(host) as found:
         yield found
 
 
 @contextmanager
-def _joined(address: str, log_to_driver: bool) -> Iterator[Cluster]:
+def _joined(address: str) -> Iterator[Cluster]:
     try:
         _knock(address)
-        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=log_to_driver, configure_logging=False)
+        context = ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise UnavailableError(
             f"cannot join the Ray cluster ({str(error).splitlines()[0]})",
@@ -83,8 +88,8 @@ def _joined(address: str, log_to_driver: bool) -> Iterator[Cluster]:
             do="Start it, or unset RAY_ADDRESS to run one here; check RAY_AUTH_MODE and RAY_AUTH_TOKEN",
         ) from error
     try:
-        environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
-        yield Cluster(context.address_info["gcs_address"], environment)
+        tokens = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+        yield Cluster(context.address_info["gcs_address"], tokens | _NODE_ENVIRONMENT)
     finally:
         ray.shutdown()
 
@@ -97,26 +102,26 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _started(dashboard: bool, log_to_driver: bool) -> Iterator[Cluster]:
+def _started(host: str) -> Iterator[Cluster]:
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # Short and in /tmp, for the paths of Unix sockets end at 107 bytes.
     folder = tempfile.mkdtemp(prefix="meedge-", dir="/tmp")
     try:
         with _environment({**environment, "RAY_USAGE_STATS_ENABLED": "0"}):
             try:
-                with nullcontext() if dashboard else _without_dashboard_agent():
+                with _without_dashboard_agent():
                     context = ray.init(
                         address="local",
                         namespace=NAMESPACE,
-                        include_dashboard=dashboard,
-                        log_to_driver=log_to_driver,
+                        include_dashboard=False,
+                        log_to_driver=False,
                         configure_logging=False,
                         object_store_memory=_HEAD_OBJECT_STORE_BYTES,
-                        _node_ip_address=_LOOPBACK_IP,
+                        _node_ip_address=host,
                         _temp_dir=folder,
                         _system_config=dict(_HEALTH_CHECKS),  # Ray writes into it
                     )
-                yield Cluster(context.address_info["gcs_address"], environment)
+                yield Cluster(context.address_info["gcs_address"], environment | _NODE_ENVIRONMENT)
             finally:
                 ray.shutdown(wait_for_processes=True)
     finally:
@@ -214,23 +219,13 @@ def attach_edge_node(cluster: Cluster, device: str, *, labels: Mapping[str, str]
 
 def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode:
     folder = Path(tempfile.mkdtemp(prefix="meedge-", dir="/tmp"))
-    host = cluster.address.rpartition(":")[0]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
-                *("--log-style=record", "--log-color=false"),
-                f"--address={cluster.address}",
-                *([f"--node-ip-address={host}"] if host.startswith("127.") else []),
-                f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
-                f"--temp-dir={folder}",
-                f"--object-store-memory={_EDGE_OBJECT_STORE_BYTES}",
-                "--num-cpus=0",
-                "--dashboard-agent-listen-port=0",
-                "--include-log-monitor=false",
+                *(sys.executable, "-m", "ray.scripts.scripts", *start_arguments(cluster, labels)),
+                *("--disable-usage-stats", "--log-style=record", "--log-color=false", f"--temp-dir={folder}"),
             ],
-            # Else it would wait half a minute for its device to end by itself, which never does.
-            env={**os.environ, **cluster.environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
+            env={**os.environ, **cluster.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -238,6 +233,22 @@ def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode
             start_new_session=True,
         )
     return EdgeNode(device, process, folder)
+
+
+def start_arguments(cluster: Cluster, labels: Mapping[str, str]) -> list[str]:
+    """Return the arguments of `ray` that join a node to the cluster, in the environment the cluster names."""
+    host = cluster.address.rpartition(":")[0]
+    return [
+        "start",
+        f"--address={cluster.address}",
+        *([f"--node-ip-address={host}"] if host == LOOPBACK else []),
+        f"--labels={','.join(f'{key}={value}' for key, value in labels.items())}",
+        f"--object-store-memory={_EDGE_OBJECT_STORE_BYTES}",
+        "--num-cpus=0",
+        "--dashboard-agent-listen-port=0",
+        "--include-log-monitor=false",
+        "--block",
+    ]
 
 
 def _wait_until_alive(node: EdgeNode) -> None:

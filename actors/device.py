@@ -8,9 +8,9 @@ from threading import Lock
 from typing import Any
 
 import ray
-from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
+from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
@@ -75,7 +75,7 @@ class DeviceActor:
         settings = self._settings
         client = ServiceClient(settings.base_url, settings.token)
         try:
-            store = UnitStore(Path(settings.cache_dir))
+            store = UnitStore(Path(settings.cache_dir).expanduser())
             device = Device(client, store, settings.model, threads=settings.threads)
             device.set_memory(self._memory_bytes)
         except BaseException:
@@ -96,6 +96,10 @@ class RemoteDevice:
 
     name: str
     actor: Any
+
+    def wake(self) -> None:
+        """Let the device load its model without waiting for it."""
+        self._control("status").remote()
 
     def infer(
         self,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+
 from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, NAMESPACE, ROLE_LABEL
 from meedge_ray.actors.device import DeviceSettings, detach_device, device_names, find_device, start_device
-
 from meedge_ray.domain.errors import MeedgeError, NotFoundError
 from meedge_ray.runtime.device import DeviceStatus
 
@@ -64,7 +64,7 @@ class Fleet:
         while True:
             try:
                 for name in missing_devices(ray.nodes(), device_names()):
-                    start_device(name, self._settings)
+                    start_device(name, self._settings).wake()
             except Exception:
                 # Whatever it was, the next look starts afresh.
                 _log.exception("the fleet could not attach its devices")

@@ -8,11 +8,11 @@ from pathlib import Path
 import httpx
 import ray
 from fastapi import FastAPI
-from meedge_ray.actors.app import create_app
-from meedge_ray.actors.cluster import OFF_EDGES
 from ray import serve
 from ray.exceptions import RayError
 
+from meedge_ray.actors.app import create_app
+from meedge_ray.actors.cluster import OFF_EDGES
 from meedge_ray.domain.errors import UnavailableError
 
 _NAME = "meedge"

@@ -1,6 +1,6 @@
 """Times `make demo` from a built environment on: build, serve, edge node, evaluation, report.
 
-    python benchmarks/demo.py
+python benchmarks/demo.py
 """
 
 import json

@@ -32,7 +32,6 @@ def meedge(*arguments: str, cwd: Path, **environment: str) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 def test_the_demo_shows_the_whole_path(tmp_path: Path) -> None:
     manifest = (HERE / "01-digits" / "model.yaml").read_text()
     small = re.sub(r"epochs: \d+", "epochs: 2", manifest.replace("resnet20", "resnet8")).replace(
@@ -54,7 +53,6 @@ def test_the_demo_shows_the_whole_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.xdist_group("ray")
 def test_your_own_model_on_your_own_samples(tmp_path: Path) -> None:
     folder = HERE / "03-your-own-model"
     run(str(folder / "samples.py"), "--count", "400", cwd=tmp_path)

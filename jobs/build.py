@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import ray
-from meedge_ray.jobs.cultivate import cultivate_on_ray
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
+from meedge_ray.jobs.cultivate import cultivate_on_ray
 from meedge_ray.train.build import build
 from meedge_ray.train.manifest import read_manifest
 

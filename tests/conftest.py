@@ -1,9 +1,11 @@
-"""What tests of several floors share: one tiny real model, built once a session."""
+"""What tests of several floors share: a tiny model built for real, and a smaller one made by hand."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from worlds import World, make_world
 
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.train.build import build
@@ -38,6 +40,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     """A built bundle and its folder; tests only read it."""
     folder = tmp_path_factory.mktemp("tiny")
     return folder / "bundle", build(read_manifest(write_manifest(folder)), folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """A small model of hand-made units."""
+    return make_world()
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Callable[..., World]:
+    """Makes such models of other seeds and sizes."""
+    return make_world
 
 
 @pytest.fixture

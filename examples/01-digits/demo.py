@@ -14,18 +14,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+
 from meedge_ray.actors.cluster import Cluster, attach_edge_node, cluster
 from meedge_ray.actors.device import DeviceSettings, RemoteDevice, find_device
 from meedge_ray.actors.fleet import fleet_devices, start_fleet, stop_fleet
 from meedge_ray.actors.serving import run_service, stop_service
-from meedge_ray.jobs.cultivate import cultivate_on_ray
-from rich.console import Console
-
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.cli.output import Bars, show, table
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
 from meedge_ray.domain.quantity import format_bytes
+from meedge_ray.jobs.cultivate import cultivate_on_ray
 from meedge_ray.runtime.placing import HORIZON_FACTOR
 from meedge_ray.train.build import build
 from meedge_ray.train.data import load_data

@@ -8,7 +8,7 @@ Sha256 = str
 class Body(BaseModel):
     """Base of every body: unknown fields are refused, so a typo is an error and not a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UnitBody(Body):

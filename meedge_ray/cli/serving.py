@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 def serve(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="bundles' folders")],
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; this machine's own, for nodes on other machines")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
     memory: Annotated[
         str | None,
@@ -40,7 +42,7 @@ def serve(
     Example: meedge serve digits --memory 1200Ki
     """
     with extra("ray"):
-        from meedge_ray.actors.cluster import cluster
+        from meedge_ray.actors.cluster import LOOPBACK, cluster
         from meedge_ray.actors.device import DeviceSettings
         from meedge_ray.actors.fleet import start_fleet, stop_fleet
         from meedge_ray.actors.serving import run_service, stop_service
@@ -51,7 +53,7 @@ def serve(
     given = os.environ.get("MEEDGE_TOKEN")
     token = given or secrets.token_urlsafe(32)
     with ExitStack() as stack:
-        joined = stack.enter_context(cluster())
+        joined = stack.enter_context(cluster(host=LOOPBACK if host == "127.0.0.1" else host))
         url = run_service(directories, token, host=host, port=port)
         stack.callback(stop_service)
         if memory_bytes is not None:
@@ -78,9 +80,7 @@ def serve(
 
 
 def _join_command(joined: "Cluster") -> str:
-    from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL
+    from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, start_arguments
 
     variables = [f"{name}={value}" for name, value in joined.environment.items()]
-    labels = f"{ROLE_LABEL}={EDGE},{DEVICE_LABEL}=NAME"
-    options = "--num-cpus=0 --object-store-memory=80000000 --include-log-monitor=false --block"
-    return " ".join([*variables, "ray start", f"--address={joined.address}", f"--labels={labels}", options])
+    return " ".join([*variables, "ray", *start_arguments(joined, {ROLE_LABEL: EDGE, DEVICE_LABEL: "NAME"})])

@@ -1,33 +1,22 @@
 """The placement service on a real port, and a real Ray cluster around it."""
 
 import dataclasses
-import importlib.util
 import socket
-import sys
 import threading
 import time
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
-from meedge_ray.actors.app import create_app
+from worlds import make_world
 
+from meedge_ray.actors.app import create_app
 from meedge_ray.bundle.manifest import unit_store, write_bundle
 
 TOKEN = "a-secret-that-must-not-show"
-
-
-def _make_world(**settings):
-    name = "tests_runtime_conftest"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "runtime" / "conftest.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name].make_world(**settings)
 
 
 def write_world(directory, world):
@@ -39,14 +28,9 @@ def write_world(directory, world):
 
 
 @pytest.fixture(scope="session")
-def world():
-    return _make_world()
-
-
-@pytest.fixture(scope="session")
 def other_world():
     """Another model, with two profiles."""
-    world = _make_world(seed=1, blocks=2, model="other")
+    world = make_world(seed=1, blocks=2, model="other")
     [profile] = world.bundle.profiles.values()
     slow = dataclasses.replace(profile, device_type="board-2t")
     profiles = {"board-1t": profile, "board-2t": slow}

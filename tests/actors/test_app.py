@@ -4,8 +4,8 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from meedge_ray.actors.app import create_app
 
+from meedge_ray.actors.app import create_app
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
 from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units, unit_store
 from meedge_ray.bundle.store import UnitStore

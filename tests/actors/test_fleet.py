@@ -1,5 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
+
 from meedge_ray.actors.fleet import live_devices, missing_devices
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+
 from meedge_ray.actors.cluster import attach_edge_node
 from meedge_ray.actors.device import (
     DeviceSettings,
@@ -20,7 +21,6 @@ from meedge_ray.actors.device import (
     find_device,
 )
 from meedge_ray.actors.fleet import fleet_devices, live_devices, start_fleet, stop_fleet
-
 from meedge_ray.domain.errors import (
     BudgetError,
     InvalidInputError,
@@ -30,7 +30,7 @@ from meedge_ray.domain.errors import (
 )
 from meedge_ray.runtime.placing import Placer
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 EVERYTHING = 10**9
 

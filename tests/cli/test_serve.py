@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
+from processes import family, survivors
 
 from meedge_ray.domain.elastic import Bundle
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 
 def free_port() -> int:
@@ -42,10 +42,10 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MEEDGE_TOKEN"))}
     command = [sys.executable, "-m", "meedge_ray.cli.main", "serve", str(directory), "--port", str(free_port())]
     command += ["--memory", "1Mi", "--cache-dir", str(cache), "-o", "json"]
-    served = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=(tmp_path / "log").open("wb"), text=True
-    )
-    family: list[psutil.Process] = []
+    with (tmp_path / "log").open("wb") as log:
+        served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    started = []
+    node = None
     try:
         said = read_answer(served)
         headers = {"Authorization": f"Bearer {said['token']}"}
@@ -55,23 +55,24 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
 
         assert not cache.exists()
         join = shlex.split(said["join"].replace("NAME", "pi-2"))
-        node = subprocess.Popen(
-            [f"{Path(sys.executable).parent}/{word}" if word == "ray" else word for word in ["env", *join]],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with (tmp_path / "node").open("wb") as log:
+            node = subprocess.Popen(
+                [f"{Path(sys.executable).parent}/{word}" if word == "ray" else word for word in ["env", *join]],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         needed = {block.unit.sha256 for block in bundle.blocks}
         deadline = time.monotonic() + 60
         while not needed <= {path.stem for path in cache.rglob("*.onnx")}:
-            assert time.monotonic() < deadline, "the node's device pulled no units"
+            assert time.monotonic() < deadline, (tmp_path / "node").read_text()
             time.sleep(0.1)
-        node.terminate()
-        node.wait(30)
-        family = psutil.Process(served.pid).children(recursive=True)
+        started = family(served.pid)
     finally:
+        if node is not None:
+            node.terminate()
+            node.wait(60)
         served.send_signal(signal.SIGTERM)
-        served.wait(60)
+        served.communicate(timeout=60)
     assert served.returncode == 0, (tmp_path / "log").read_text()
-    _, alive = psutil.wait_procs([process for process in family if "Agent" not in process.name()], timeout=30)
-    assert not alive, "its cluster outlived it"
+    assert not survivors(started), "its cluster outlived it"

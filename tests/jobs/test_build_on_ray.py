@@ -7,12 +7,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import family, survivors
 
 from meedge_ray.bundle.manifest import read_bundle, verify_units
 
-pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.ray
 
 
 def start(manifest: Path, output: Path) -> "subprocess.Popen[str]":
@@ -42,16 +42,12 @@ def test_a_build_killed_while_it_cultivates_goes_on_without_redoing_finished_exi
         assert killed.poll() is None, killed.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    # Ray's two agents look for their raylet once a minute only; everything that computes must end at once.
-    family = [
-        process for process in psutil.Process(killed.pid).children(recursive=True) if "Agent" not in process.name()
-    ]
+    started = family(killed.pid)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     before = finished_exits(output)
     assert not (output / "bundle.json").exists()
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive, "its cluster outlived it"
+    assert not survivors(started), "its cluster outlived it"
 
     resumed = start(tiny_manifest, output)
     inodes = dict(before)
