@@ -41,8 +41,8 @@ def cultivate_on_ray(tasks: Sequence[ExitTask], report: Report) -> None:
             verbose=0,
         ),
     )
-    # It warns of every trial whose loggers are off.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # It warns of every trial whose loggers are off, and prints the traceback of what is raised below in one line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     results = tuner.fit()
     for task in tasks:
         if not task.finished:

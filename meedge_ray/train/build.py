@@ -69,7 +69,7 @@ def build(
     finished = _finished(output, key)
     if finished is not None:
         return finished
-    work = output / ".build" / key[:16]
+    work = (output / ".build" / key[:16]).resolve()  # workers run elsewhere
     work.mkdir(parents=True, exist_ok=True)
     chain = partition(_model(manifest, dataset, work, report), dataset.input.shape)
     features = cache_features(chain, dataset, work / "features", report)
