@@ -62,7 +62,7 @@ class PlacementRequest(Body):
     latency_budget_ms: float | None = Field(
         default=None, gt=0, description="time until the new placement must be complete: search and transmission"
     )
-    rate_bps: float | None = Field(default=None, gt=0, description="measured link rate; needed with latency_budget_ms")
+    rate_bps: float | None = Field(default=None, ge=1, description="measured link rate; needed with latency_budget_ms")
     held: list[str] = Field(default_factory=list, max_length=100_000, description="SHA-256 of units already held")
     horizon_ms: float | None = Field(default=None, gt=0, description="default: the profile's horizon")
     device_type: str | None = Field(default=None, description="default: the only profile there is")
