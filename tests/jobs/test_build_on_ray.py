@@ -15,15 +15,11 @@ from meedge_ray.bundle.manifest import read_bundle, verify_units
 pytestmark = pytest.mark.ray
 
 
-def start(manifest: Path, output: Path) -> "subprocess.Popen[str]":
+def start(manifest: Path, output: Path, log: Path) -> "subprocess.Popen[bytes]":
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "meedge_ray.cli.main", "build", str(manifest), "-o", str(output)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    command = [sys.executable, "-m", "meedge_ray.cli.main", "build", str(manifest), "-o", str(output)]
+    with log.open("wb") as said:
+        return subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
 
 
 def finished_exits(output: Path) -> dict[str, int]:
@@ -36,10 +32,11 @@ def test_a_build_killed_while_it_cultivates_goes_on_without_redoing_finished_exi
     # Long enough that the last exits are still growing when the first are done.
     tiny_manifest.write_text(tiny_manifest.read_text().replace("epochs: 2", "epochs: 12"))
     output = tmp_path / "bundle"
-    killed = start(tiny_manifest, output)
+    log = tmp_path / "log"
+    killed = start(tiny_manifest, output, log)
     deadline = time.monotonic() + 120
     while not finished_exits(output):
-        assert killed.poll() is None, killed.communicate()[0]
+        assert killed.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     started = family(killed.pid)
@@ -49,13 +46,12 @@ def test_a_build_killed_while_it_cultivates_goes_on_without_redoing_finished_exi
     assert not (output / "bundle.json").exists()
     assert not survivors(started), "its cluster outlived it"
 
-    resumed = start(tiny_manifest, output)
+    resumed = start(tiny_manifest, output, log)
     inodes = dict(before)
     while resumed.poll() is None:
         inodes.update({name: inode for name, inode in finished_exits(output).items() if name in before})
         time.sleep(0.01)
-    said = resumed.communicate()[0]
-    assert resumed.returncode == 0, said
-    assert "100%" in said
+    assert resumed.returncode == 0, log.read_text()
+    assert "100%" in log.read_text()
     assert inodes == before, "a finished exit was trained again"
     verify_units(output, read_bundle(output))
