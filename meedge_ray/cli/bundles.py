@@ -149,7 +149,9 @@ def infer(
     store = unit_store(directory)
     engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
     engine.place(stored_candidates(store, [branch for branch in bundle.branches if branch.name in placement.branches]))
-    answer = engine.infer(_read_sample(sample), deadline_ms=deadline_ms)
+    raw = _read_sample(sample)
+    engine.infer(raw)  # the first run after loading is slower than a device that is at work
+    answer = engine.infer(raw, deadline_ms=deadline_ms)
     label = None if answer.label is None else bundle.classes[answer.label]
     rows = [
         [str(output.exit_index), output.branch or "final", f"{output.at_ms:.3f}", bundle.classes[output.label]]

@@ -13,7 +13,7 @@ from meedge_ray.domain.elastic import Branch, InputSpec
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.memory import release_to_os
 from meedge_ray.runtime.preemption import Preemption
-from meedge_ray.runtime.samples import Normaliser
+from meedge_ray.runtime.samples import Normalizer
 from meedge_ray.runtime.sessions import Floats, UnitSession, checked_output, load_unit
 
 BATCH = 128  # samples evaluated at once: features of more only cost memory
@@ -81,7 +81,7 @@ class Engine:
         """
         if not blocks:
             raise InvalidInputError("a model has at least one block", where="blocks")
-        self._normaliser = Normaliser(input_spec)
+        self._normalizer = Normalizer(input_spec)
         self._threads = threads
         self._final = Exit(len(blocks) - 1, None, final_accuracy)
         self._placing = Lock()
@@ -151,7 +151,7 @@ class Engine:
         start = now = perf_counter()
         limit = inf if deadline_ms is None else start + _checked_deadline(deadline_ms) / 1e3
         stop = _NEVER if preemption is None else preemption
-        features = self._normaliser.one(sample)
+        features = self._normalizer.one(sample)
         results: list[tuple[Exit, float, Floats]] = []
         for run, output_names, input_name, exit_ in self._placed.steps:
             if now >= limit or stop.at != inf:
@@ -175,7 +175,7 @@ class Engine:
 
         """
         steps = self._placed.steps
-        inputs = self._normaliser.batch(samples)
+        inputs = self._normalizer.batch(samples)
         parts: dict[str | None, list[Floats]] = {step.exit.branch: [] for step in steps if step.exit}
         for first in range(0, len(inputs), BATCH):
             features = inputs[first : first + BATCH]
@@ -195,7 +195,7 @@ class Engine:
             InvalidInputError: the sample has another shape or is not finite numbers.
 
         """
-        features = self._normaliser.one(sample)
+        features = self._normalizer.one(sample)
         block_ms: list[float] = []
         branch_ms: dict[str, float] = {}
         for run, output_names, input_name, exit_ in self._placed.steps:
@@ -210,9 +210,9 @@ class Engine:
         return np.asarray(block_ms), branch_ms
 
     def random_sample(self, seed: int = 0) -> Floats:
-        """Return a raw sample whose normalised values are standard normal, for measuring time."""
-        shape = self._normaliser.shape
-        return self._normaliser.raw(np.random.default_rng(seed).standard_normal(shape, np.float32))
+        """Return a raw sample whose normalized values are standard normal, for measuring time."""
+        shape = self._normalizer.shape
+        return self._normalizer.raw(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
     def _swap(self, candidates: Sequence[Candidate]) -> None:
         loaded = {resident.branch.unit.sha256: resident.session for resident in self._placed.branches}

@@ -8,7 +8,7 @@ from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.sessions import Floats
 
 
-class Normaliser:
+class Normalizer:
     """Turns raw samples into the backbone's input, and refuses what is none."""
 
     def __init__(self, spec: InputSpec) -> None:
@@ -41,7 +41,7 @@ class Normaliser:
             InvalidInputError: another shape, not numbers, or a number that is not finite.
 
         """
-        return self._normalised(sample, batch=False)[None]
+        return self._normalized(sample, batch=False)[None]
 
     def batch(self, samples: Any) -> Floats:  # noqa: ANN401
         """Return raw samples of shape `(n, *spec.shape)` as input.
@@ -50,13 +50,13 @@ class Normaliser:
             InvalidInputError: another shape, not numbers, or a number that is not finite.
 
         """
-        return self._normalised(samples, batch=True)
+        return self._normalized(samples, batch=True)
 
     def raw(self, features: Floats) -> Floats:
-        """Return the raw sample whose normalised values are `features`, of shape `spec.shape`."""
+        """Return the raw sample whose normalized values are `features`, of shape `spec.shape`."""
         return (features - self._offset) / self._factor
 
-    def _normalised(self, raw: Any, *, batch: bool) -> Floats:  # noqa: ANN401
+    def _normalized(self, raw: Any, *, batch: bool) -> Floats:  # noqa: ANN401
         array = _numbers(raw)
         if (array.shape[1:] if batch else array.shape) != self.shape:
             expected = f"(n, {', '.join(map(str, self.shape))})" if batch else str(self.shape)

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.nn.partition import Chain
+from meedge_ray.runtime.samples import Normalizer
 from meedge_ray.train.data import Dataset
 from meedge_ray.train.files import whole_folder
 from meedge_ray.train.progress import Report
-from meedge_ray.train.samples import Samples, normalize
+from meedge_ray.train.samples import Samples
 
 SPLITS = ("train", "validation")
 _BATCH = 256
@@ -79,6 +80,7 @@ def _write_split(
     chain: Chain, dataset: Dataset, part: Samples, folder: Path, split: str, progress: tuple[int, int], report: Report
 ) -> int:
     done, total = progress
+    normalizer = Normalizer(dataset.input)
     maps = [
         np.lib.format.open_memmap(
             folder / f"{split}.{index}.npy", mode="w+", dtype=np.float16, shape=(len(part), *piece.output_shape)
@@ -88,7 +90,7 @@ def _write_split(
     logits = []
     for start in range(0, len(part), _BATCH):
         batch = part[slice(start, start + _BATCH)]
-        x = torch.from_numpy(normalize(dataset.input, batch.x))
+        x = torch.from_numpy(normalizer.batch(batch.x))
         features = chain.features(x)
         logits.append(chain.pieces[-1].module(features[-1]).numpy())
         for index, (mapped, feature) in enumerate(zip(maps, features, strict=True)):

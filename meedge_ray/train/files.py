@@ -1,12 +1,10 @@
 """Results of a stage appear whole or not at all, so that a killed job can go on from them."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 @contextmanager
@@ -21,10 +19,3 @@ def whole_folder(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Replace the file atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)

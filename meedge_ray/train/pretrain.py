@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from meedge_ray.api.elastic_model import Pretrain
+from meedge_ray.runtime.samples import Normalizer
 from meedge_ray.train.data import Dataset
 from meedge_ray.train.progress import Report, silent
-from meedge_ray.train.samples import normalize
 
 
 def pretrain(model: nn.Module, dataset: Dataset, settings: Pretrain, *, seed: int, report: Report = silent) -> None:
@@ -15,6 +15,7 @@ def pretrain(model: nn.Module, dataset: Dataset, settings: Pretrain, *, seed: in
 
     The model is left in eval mode. The same seed on the same CPU gives the same weights.
     """
+    normalizer = Normalizer(dataset.input)
     shuffled = np.random.default_rng(seed)
     steps = -(-len(dataset.train) // settings.batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=float(settings.learning_rate))
@@ -25,7 +26,7 @@ def pretrain(model: nn.Module, dataset: Dataset, settings: Pretrain, *, seed: in
         total_loss = 0.0
         for chosen in np.array_split(order, steps):
             batch = dataset.train[chosen]
-            logits = model(torch.from_numpy(normalize(dataset.input, batch.x)))
+            logits = model(torch.from_numpy(normalizer.batch(batch.x)))
             loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch.y))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

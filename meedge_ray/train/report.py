@@ -2,6 +2,7 @@
 
 import base64
 import html
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from meedge_ray.bundle.files import write_atomically
 from meedge_ray.domain.quantity import format_bytes
 from meedge_ray.train.evaluation import Curve, Evaluation
-from meedge_ray.train.files import write_json
 
 # Okabe and Ito's palette: told apart by everybody.
 _LOOKS = {
@@ -59,7 +60,8 @@ def write_report(folder: Path, evaluation: Evaluation, trace: Sequence[MemoryCha
         pictures["memory-changes"] = (_trace(evaluation, trace), _TRACE)
     for name, (figure, _) in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=144)
-    write_json(folder / "report.json", evaluation.as_json() | {"trace": [asdict(change) for change in trace]})
+    content = evaluation.as_json() | {"trace": [asdict(change) for change in trace]}
+    write_atomically(folder / "report.json", json.dumps(content, indent=2).encode())
     (folder / "index.html").write_text(_page(folder, evaluation, {name: text for name, (_, text) in pictures.items()}))
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.domain.errors import MeedgeError
+from meedge_ray.runtime.samples import Normalizer
 from meedge_ray.train.data import load_data
-from meedge_ray.train.samples import normalize
 
 
 def data(**fields: Any) -> Data:
@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_split(tmp_path: Path) -> None:
 
 def test_by_default_training_inputs_have_zero_mean_and_unit_variance(tmp_path: Path) -> None:
     dataset = load_data(data(), tmp_path)
-    inputs = normalize(dataset.input, dataset.train.x)
+    inputs = Normalizer(dataset.input).batch(dataset.train.x)
     assert inputs.dtype == np.float32
     assert abs(inputs.mean()) < 1e-3
     assert inputs.std() == pytest.approx(1, abs=1e-3)
