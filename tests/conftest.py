@@ -1,7 +1,8 @@
 """What tests of several floors share: a tiny model built for real, and a smaller one made by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def world() -> World:
 def worlds() -> Callable[..., World]:
     """Makes such models of other seeds and sizes."""
     return make_world
+
+
+@pytest.fixture(scope="session")
+def own_cluster() -> Iterator[Any]:
+    """The one Ray cluster of the session, and the connection of this process to it."""
+    from meedge_ray.actors.cluster import cluster
+
+    with cluster() as own:
+        yield own
 
 
 @pytest.fixture

@@ -86,14 +86,6 @@ def token():
 
 
 @pytest.fixture(scope="session")
-def own_cluster():
-    from meedge_ray.actors.cluster import cluster
-
-    with cluster() as own:
-        yield own
-
-
-@pytest.fixture(scope="session")
 def service_url(own_cluster, directories):
     with warnings.catch_warnings():
         # Ray Serve's import, in this Ray version.
