@@ -1,11 +1,12 @@
 """Commands on a bundle: build, inspect, place, infer, evaluate."""
 
+import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -20,6 +21,11 @@ from meedge_ray.domain.placement import Placement
 from meedge_ray.domain.quantity import format_bytes, parse_bytes
 from meedge_ray.runtime.loading import load_engine, stored_candidates
 from meedge_ray.runtime.placing import Placer
+
+if TYPE_CHECKING:
+    from meedge_ray.train.build import Cultivate
+    from meedge_ray.train.cultivate import ExitTask
+    from meedge_ray.train.progress import Report
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a bundle's folder")]
 Memory = Annotated[str, typer.Option(help="memory budget of backbone and branches, such as 2Mi")]
@@ -47,8 +53,8 @@ def build(
 ) -> None:
     """Train the exits of a pre-trained model and write its bundle.
 
-    Runs on the cluster RAY_ADDRESS names, else on one of its own that ends with it. A build that was killed goes on
-    where it was when it is run again.
+    Runs on the cluster RAY_ADDRESS names, else on one of its own that ends with it; where Ray is not installed, in this
+    process alone. A build that was killed goes on where it was when it is run again.
 
     Example: meedge build examples/01-digits/model.yaml -o digits
     """
@@ -63,24 +69,31 @@ def build(
         raise InvalidInputError(
             "needs one manifest and one folder", where="meedge build", do="meedge build FILE -o DIR"
         )
-    with extra("all"):
-        from meedge_ray.actors.cluster import cluster
-        from meedge_ray.jobs.cultivate import cultivate_on_ray
+    with extra("train"):
         from meedge_ray.train.build import build as build_bundle
-        from meedge_ray.train.cultivate import ExitTask
         from meedge_ray.train.manifest import read_manifest
-        from meedge_ray.train.progress import Report
     declared = read_manifest(manifest)
     with ExitStack() as stack:
         bars = stack.enter_context(Bars())
-
-        def cultivate(tasks: Sequence[ExitTask], report: Report) -> None:
-            # Ray starts only when there is something to train.
-            stack.enter_context(cluster())
-            cultivate_on_ray(tasks, report)
-
-        bundle = build_bundle(declared, folders[0], cultivate=cultivate, report=bars)
+        bundle = build_bundle(declared, folders[0], cultivate=_cultivate(stack), report=bars)
     emit(form, _summary(folders[0], bundle), _headline(folders[0], bundle))
+
+
+def _cultivate(stack: ExitStack) -> "Cultivate":
+    if importlib.util.find_spec("ray") is None:
+        from meedge_ray.train.build import cultivate_in_turn
+
+        return cultivate_in_turn
+
+    def on_ray(tasks: "Sequence[ExitTask]", report: "Report") -> None:
+        from meedge_ray.actors.cluster import cluster
+        from meedge_ray.jobs.cultivate import cultivate_on_ray
+
+        # Ray starts only now, when there is something to train.
+        stack.enter_context(cluster())
+        cultivate_on_ray(tasks, report)
+
+    return on_ray
 
 
 def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
@@ -181,11 +194,11 @@ def evaluate(
 
     Example: meedge evaluate digits --memory 2Mi --report report
     """
-    with extra("all"):
+    budget_bytes = parse_bytes(memory, where="--memory")
+    with extra("all"), Bars() as bars:
         from meedge_ray.train.evaluation import evaluate as measure
         from meedge_ray.train.report import write_report
-    budget_bytes = parse_bytes(memory, where="--memory")
-    with Bars() as bars:
+
         measured = measure(directory, memory_bytes=budget_bytes, horizon_ms=horizon_ms, kills=kills, report=bars)
     shown = []
     if report is not None:

@@ -21,6 +21,7 @@ from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.engine import Engine
 from meedge_ray.runtime.loading import load_engine, stored_candidates
 from meedge_ray.runtime.placing import Placer
+from meedge_ray.search.placement import result_times
 from meedge_ray.train.data import load_data
 from meedge_ray.train.progress import Report, silent
 from meedge_ray.train.samples import Samples
@@ -282,13 +283,15 @@ def _over_memory(
 def _profiled_curve(
     bundle: Bundle, placer: Placer, branches: Sequence[Branch], scores: Mapping[str | None, float]
 ) -> Curve:
-    profile = bundle.profiles[placer.device_type]
-    reached_ms = list(accumulate(profile.block_ms))
     ordered = sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy))
-    spent_ms = list(accumulate((profile.branch_ms[branch.name] for branch in ordered), initial=0.0))
-    at_ms = [reached_ms[branch.exit_index] + spent for branch, spent in zip(ordered, spent_ms[1:], strict=True)]
-    return accuracy_curve(
-        [*at_ms, reached_ms[-1] + spent_ms[-1]],
-        [*(branch.accuracy for branch in ordered), bundle.final_accuracy],
-        [*(scores[branch.name] for branch in ordered), scores[None]],
+    at_ms, known = result_times(
+        range(len(ordered)),
+        [branch.exit_index for branch in ordered],
+        [placer.profile.branch_ms[branch.name] for branch in ordered],
+        [branch.accuracy for branch in ordered],
+        backbone_ms=list(accumulate(placer.profile.block_ms))[:-1],
+        final_ms=placer.profile.single_exit_ms,
+        final_accuracy=bundle.final_accuracy,
     )
+    truth = [*(scores[branch.name] for branch in ordered), scores[None]]
+    return accuracy_curve(at_ms.tolist(), known.tolist(), truth)
