@@ -1,3 +1,5 @@
+"""Files that are there whole or not at all, whatever is killed meanwhile."""
+
 import os
 import secrets
 from contextlib import suppress
@@ -13,7 +15,6 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises:
         UnavailableError: the file system refused; the old file is untouched.
-
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
     try:

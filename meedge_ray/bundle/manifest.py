@@ -1,3 +1,5 @@
+"""The bundle's manifest: canonical JSON, checked on the way in and on the way out."""
+
 import json
 from collections.abc import Iterator
 from itertools import chain
@@ -33,7 +35,6 @@ def bundle_json(bundle: Bundle) -> bytes:
 
     Raises:
         InvalidInputError: no reader would accept the bundle.
-
     """
     [document] = _ADAPTER.dump_python((bundle,), mode="json")
     data = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
@@ -51,7 +52,6 @@ def parse_bundle(data: bytes, *, where: str = "bundle") -> Bundle:
 
     Raises:
         InvalidInputError: not JSON, of an unknown format, or not a consistent bundle; `where` names its origin.
-
     """
     try:
         document = json.loads(data)
@@ -86,7 +86,6 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
         IntegrityError: a unit's file has another size than the bundle says.
         InvalidInputError: the bundle is not consistent.
         UnavailableError: the file system refused.
-
     """
     store = unit_store(directory)
     data = bundle_json(bundle)
@@ -110,7 +109,6 @@ def read_bundle(directory: Path) -> Bundle:
         NotFoundError: there is none.
         InvalidInputError: its manifest cannot be used.
         UnavailableError: the file system refused.
-
     """
     path = directory / MANIFEST_NAME
     try:
@@ -132,7 +130,6 @@ def verify_units(directory: Path, bundle: Bundle) -> None:
     Raises:
         NotFoundError: a unit is not there.
         IntegrityError: a unit is damaged; the first is named.
-
     """
     store = unit_store(directory)
     for unit in bundle_units(bundle):

@@ -1,3 +1,5 @@
+"""Units as files named by the hash of their bytes; nothing is read without checking it."""
+
 import hashlib
 import re
 import time
@@ -44,7 +46,6 @@ class UnitStore:
 
         Raises:
             InvalidInputError: `sha256` is not 64 lower-case hexadecimal digits.
-
         """
         if not is_sha256(sha256):
             raise InvalidInputError(
@@ -57,7 +58,6 @@ class UnitStore:
 
         Raises:
             UnavailableError: the file system refused.
-
         """
         unit = Unit(sha256=sha256_of(data), size_bytes=len(data))
         try:
@@ -73,7 +73,6 @@ class UnitStore:
             NotFoundError: the store does not hold it.
             IntegrityError: the file is damaged or cut short.
             UnavailableError: the file system refused.
-
         """
         path = self.path(sha256)
         try:
@@ -99,7 +98,6 @@ class UnitStore:
 
         Raises:
             NotFoundError: the store does not hold it.
-
         """
         path = self.path(sha256)
         try:
@@ -116,7 +114,6 @@ class UnitStore:
 
         Raises:
             UnavailableError: the file system refused.
-
         """
         path = self.path(sha256)
         try:

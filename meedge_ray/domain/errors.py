@@ -8,7 +8,6 @@ class MeedgeError(Exception):
         what: what is wrong, one sentence without a full stop.
         where: the field, file, node or URL concerned.
         do: what the user can do about it.
-
     """
 
     exit_code = 1

@@ -25,7 +25,6 @@ def parse_number(text: str, *, where: str = "quantity") -> float:
 
     Raises:
         InvalidInputError: `text` is no quantity.
-
     """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
@@ -40,7 +39,6 @@ def parse_bytes(text: str, *, where: str = "memory") -> int:
 
     Raises:
         InvalidInputError: `text` is no quantity.
-
     """
     return int(parse_number(text, where=where))
 

@@ -40,7 +40,6 @@ def build_branch(
 
     Raises:
         InvalidInputError: the map is smaller than `fc.pooled_size`.
-
     """
     branch = nn.Sequential()
     branch.add_module("convolution", _convolution(convolution, feature_shape[0]))
@@ -61,7 +60,6 @@ def zoo_branches(zoo: Zoo, feature_shape: tuple[int, int, int]) -> list[tuple[Co
 
     Raises:
         InvalidInputError: none of the zoo's convolutions or none of its FC choices fits.
-
     """
     side = min(feature_shape[1:])
     convolutions = [choice for choice in zoo.convolutions if _extent(choice) <= side]

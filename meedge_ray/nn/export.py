@@ -25,7 +25,6 @@ def export_unit(module: nn.Module, input_shape: tuple[int, ...]) -> bytes:
 
     Raises:
         InvalidInputError: the module uses an operation ONNX does not have.
-
     """
     sample = torch.zeros(1, *input_shape)
     exportable = _with_fixed_pooling(module.eval(), sample)

@@ -75,7 +75,6 @@ def partition(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
 
     Raises:
         PartitionError: the model cannot be traced, run or cut; `where` names the node.
-
     """
     model.eval()
     traced = trace(model, input_shape)

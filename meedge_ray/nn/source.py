@@ -28,7 +28,6 @@ def load_model(model: Model, *, input_shape: tuple[int, int, int], classes: int,
 
     Raises:
         InvalidInputError: the architecture cannot be built, or the weights are not its weights.
-
     """
     network = build_backbone(
         model.architecture, input_shape=input_shape, classes=classes, arguments=model.arguments

@@ -45,7 +45,6 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     Raises:
         PartitionError: torch.fx cannot trace the model, it has not one input and one output, or it does not run on
             inputs of this shape.
-
     """
     graph = _graph(model)
     entry, output = _ends(graph)

@@ -1,3 +1,5 @@
+"""What a device keeps on its disk: units, and the manifest to go on with when the server is away."""
+
 from pathlib import Path
 from time import perf_counter
 from urllib.parse import quote
@@ -26,7 +28,6 @@ class Cache:
         Raises:
             UnavailableError: the service is away and the bundle was never fetched.
             MeedgeError: whatever else the service answers.
-
         """
         path = self._bundle_path(model)
         try:
@@ -44,7 +45,6 @@ class Cache:
         Raises:
             NotFoundError: it is not held.
             IntegrityError: it was damaged.
-
         """
         try:
             return self.store.read(unit.sha256)
@@ -58,7 +58,6 @@ class Cache:
         Raises:
             UnavailableError: it is not held and the service is away.
             MeedgeError: whatever else the service answers.
-
         """
         try:
             return self.stored(unit)

@@ -1,3 +1,5 @@
+"""The placement service seen from a device: every answer checked, broken downloads resumed."""
+
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +48,6 @@ class ServiceClient:
 
         Raises:
             InvalidInputError: that is no HTTP URL.
-
         """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:

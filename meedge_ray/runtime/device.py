@@ -1,3 +1,5 @@
+"""One model kept answering under a changing memory budget."""
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +97,6 @@ class Device:
         Raises:
             UnavailableError: the service is away and the cache does not hold the backbone.
             MeedgeError: the service refuses, or the model cannot be run.
-
         """
         self.model = model
         self._cache = Cache(client, store)
@@ -127,7 +128,6 @@ class Device:
             BudgetError: the budget is below the backbone. The bare backbone stays and goes on answering:
                 less cannot run, and stopping is for the one who set the budget to decide.
             MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
-
         """
         with self._control:
             self._shrink(memory_bytes)

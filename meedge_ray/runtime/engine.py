@@ -1,3 +1,5 @@
+"""The elastic engine: block by block, branch by branch, with the best result so far always at hand."""
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf
@@ -77,7 +79,6 @@ class Engine:
 
         Raises:
             InvalidInputError: there is no block, or one cannot be used after the one before.
-
         """
         if not blocks:
             raise InvalidInputError("a model has at least one block", where="blocks")
@@ -120,7 +121,6 @@ class Engine:
         Raises:
             InvalidInputError: a unit does not fit its exit point; the resident branches stay as they are.
             MeedgeError: whatever getting a unit's bytes raised; the resident branches stay as they are.
-
         """
         with self._placing:
             self._swap(candidates)
@@ -146,7 +146,6 @@ class Engine:
 
         Raises:
             InvalidInputError: the sample has another shape or is not finite numbers; the deadline is negative.
-
         """
         start = now = perf_counter()
         limit = inf if deadline_ms is None else start + _checked_deadline(deadline_ms) / 1e3
@@ -172,7 +171,6 @@ class Engine:
 
         Raises:
             InvalidInputError: `samples` has not shape `(n, *input.shape)` or is not finite numbers.
-
         """
         steps = self._placed.steps
         inputs = self._normalizer.batch(samples)
@@ -193,7 +191,6 @@ class Engine:
 
         Raises:
             InvalidInputError: the sample has another shape or is not finite numbers.
-
         """
         features = self._normalizer.one(sample)
         block_ms: list[float] = []

@@ -1,3 +1,5 @@
+"""From stored units to an engine."""
+
 from collections.abc import Iterable, Sequence
 from functools import partial
 

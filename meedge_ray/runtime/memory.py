@@ -1,3 +1,5 @@
+"""What this process holds, and how to give memory back."""
+
 import ctypes
 
 import psutil

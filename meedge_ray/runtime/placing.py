@@ -1,3 +1,5 @@
+"""From a bundle and its profile to placements: the numbers that the search works on, and names for its answers."""
+
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from time import perf_counter
@@ -39,7 +41,6 @@ class Placer:
         Raises:
             NotFoundError: no profile of that device type.
             InvalidInputError: several profiles and none named, or a horizon below the single exit's time.
-
         """
         self.bundle = bundle
         self.profile = _profile(bundle, device_type)
@@ -78,7 +79,6 @@ class Placer:
 
         Raises:
             BudgetError: not even the backbone fits.
-
         """
         start = perf_counter()
         point = self._frontier.at(self._branch_budget(memory_bytes))
@@ -92,7 +92,6 @@ class Placer:
 
         Raises:
             BudgetError: not even the backbone fits.
-
         """
         start = perf_counter()
         found = hpf_placement(
@@ -111,7 +110,6 @@ class Placer:
 
         Raises:
             NotFoundError: the bundle has no such branch.
-
         """
         known = {branch.name: branch for branch in (*self.bundle.branches, *_flat(self.bundle.baselines.values()))}
         try:

@@ -1,3 +1,5 @@
+"""How the processor is taken away from a running inference."""
+
 from math import inf
 from time import perf_counter
 

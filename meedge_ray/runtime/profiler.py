@@ -1,3 +1,5 @@
+"""Times of units as they are on this device: measured on the running engine."""
+
 import platform
 import re
 from collections import defaultdict
@@ -35,7 +37,6 @@ def profile(engine: Engine, candidates: Sequence[Candidate], *, device_type: str
     Raises:
         InvalidInputError: `runs` is not above 0, or a unit does not fit its exit point.
         MeedgeError: whatever getting a unit's bytes raised.
-
     """
     if runs < 1:
         raise InvalidInputError(f"{runs} runs measure nothing", where="runs", do="Give 1 or more")

@@ -1,3 +1,5 @@
+"""Raw samples to the backbone's input, the same way in training and on a device."""
+
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ class Normalizer:
 
         Raises:
             InvalidInputError: mean or std fit neither the channels nor all of them, or a std is not above 0.
-
         """
         self.shape = spec.shape
         for field in (spec.mean, spec.std):
@@ -39,7 +40,6 @@ class Normalizer:
 
         Raises:
             InvalidInputError: another shape, not numbers, or a number that is not finite.
-
         """
         return self._normalized(sample, batch=False)[None]
 
@@ -48,7 +48,6 @@ class Normalizer:
 
         Raises:
             InvalidInputError: another shape, not numbers, or a number that is not finite.
-
         """
         return self._normalized(samples, batch=True)
 

@@ -1,3 +1,5 @@
+"""One ONNX Runtime session a unit, set up to hold as little memory as it can."""
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +31,6 @@ def load_unit(data: bytes, *, name: str, threads: int) -> UnitSession:
 
     Raises:
         InvalidInputError: not a model with one float32 input and one output that ONNX Runtime can load.
-
     """
     try:
         # Without `enable_fallback` a failed load prints to stdout and is tried again.
@@ -56,7 +57,6 @@ def checked_output(unit: UnitSession, features: Floats, *, name: str, shape: Seq
 
     Raises:
         InvalidInputError: it cannot run on `features`, or returns another shape.
-
     """
     try:
         output = unit(features)

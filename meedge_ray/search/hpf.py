@@ -64,7 +64,6 @@ def hpf_placement(
 
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
-
     """
     candidates = read_candidates(
         exit_index,

@@ -75,7 +75,6 @@ def read_candidates(
 
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
-
     """
     if timing not in ("cumulative", "independent"):
         raise InvalidInputError(f"{timing!r} is no timing", where="timing", do="Use cumulative or independent")
@@ -114,7 +113,6 @@ def read_floats(values: npt.ArrayLike, where: str, *, count: int | None = None, 
 
     Raises:
         InvalidInputError: a number is NaN, infinite, negative or too large, or the count differs.
-
     """
     try:
         array = np.ascontiguousarray(values, dtype=np.float64)
@@ -132,7 +130,6 @@ def read_integers(values: npt.ArrayLike, where: str, *, count: int | None = None
 
     Raises:
         InvalidInputError: a number is not whole, negative or too large, or the count differs.
-
     """
     array: npt.NDArray[Any] = np.asarray(values)
     _check_shape(array, where, count)
@@ -150,7 +147,6 @@ def read_number(value: float, where: str, *, most: float = np.inf, finite: bool 
 
     Raises:
         InvalidInputError: NaN, negative, too large, or infinite where it must be finite.
-
     """
     try:
         number = float(value)
@@ -168,7 +164,6 @@ def read_law(survival: Callable[[Any], Any] | None, *, horizon_ms: float, final_
 
     Raises:
         InvalidInputError: the horizon ends before the final exit, or `survival` leaves 0..1 or rises.
-
     """
     horizon = read_number(horizon_ms, "horizon_ms")
     if horizon <= 0 or horizon < final_ms:
@@ -210,7 +205,6 @@ def read_members(members: Sequence[int] | Integers, count: int) -> Integers:
 
     Raises:
         InvalidInputError: an index is out of range or given twice.
-
     """
     chosen = read_integers(members, "members")
     if len(np.unique(chosen)) < len(chosen):

@@ -95,7 +95,6 @@ def search_labels(
 
     Raises:
         InvalidInputError: more than 64 exits overlap in time where one branch an exit is asked.
-
     """
     order = outputs(candidates, prune(candidates, size_bytes, law, one_per_exit=one_per_exit))
     bits, done = exit_bits(candidates, order, one_per_exit=one_per_exit)

@@ -89,7 +89,6 @@ def placement_frontier(
 
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
-
     """
     candidates = read_candidates(
         exit_index,
@@ -123,7 +122,6 @@ def result_times(
 
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
-
     """
     candidates = read_candidates(
         exit_index,
@@ -156,7 +154,6 @@ def placement_expectation(
 
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
-
     """
     times, accuracies = result_times(
         members,

@@ -17,7 +17,6 @@ def survive(
 
     Raises:
         InvalidInputError: lengths differ, or a number is NaN or out of range.
-
     """
     accuracies = read_floats(accuracy, "accuracy", most=1.0)
     times = read_floats(time_ms, "time_ms", count=len(accuracies))

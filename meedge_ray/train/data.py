@@ -35,7 +35,6 @@ def load_data(data: Data, base_dir: Path) -> Dataset:
     Raises:
         InvalidInputError: a file or folder is missing or malformed, values are not finite, shapes differ.
         UnavailableError: a download failed.
-
     """
     train, test, classes = SOURCES[data.source](data, base_dir)
     train = _checked(train, len(classes), data)

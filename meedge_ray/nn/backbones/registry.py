@@ -42,7 +42,6 @@ def build_backbone(
 
     Raises:
         InvalidInputError: no such architecture, or it cannot be built from these arguments or for this shape.
-
     """
     if architecture.startswith("torchvision/"):
         builder = _from_torchvision(architecture.removeprefix("torchvision/"), classes)
