@@ -1,3 +1,4 @@
+import gc
 import signal
 import threading
 from time import perf_counter
@@ -331,6 +332,7 @@ def test_unit_times_name_every_unit(world, samples):
 
 def test_dropped_branches_give_their_memory_back(worlds):
     world = worlds(ballast=20_000)  # the larger branches take 5, 10 and 15 MB
+    gc.collect()  # of what other tests left, which must not fall meanwhile
     engine = world.engine()
     before = rss_bytes()
     engine.place(world.candidates(*ALL))
