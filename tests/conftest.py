@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from worlds import World, make_world
 
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.train.build import build
 from meedge_ray.train.manifest import read_manifest
 
+# A busy machine is no failure.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 torch.set_num_threads(1)  # one worker a core: more threads would wait for each other
 
 TINY_MANIFEST = """

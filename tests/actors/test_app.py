@@ -116,7 +116,7 @@ def in_time(http, memory_bytes, held, fetch_bytes):
     return http.post("/v1/models/tiny/placements", content=padded, headers={"Content-Type": "application/json"})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_best_point_of_the_frontier_that_can_be_sent_in_time_is_chosen(http, world, data):
     units = [unit.sha256 for unit in bundle_units(world.bundle)]

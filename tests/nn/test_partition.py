@@ -174,7 +174,7 @@ class RandomNet(nn.Module):
         return self.linear(x)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=5),
     inplace=st.booleans(),

@@ -46,7 +46,7 @@ def test_the_service_places_and_only_missing_units_travel(device, service, world
     assert service.fetched() == []
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(steps=st.lists(st.tuples(st.integers(0, 25_000), st.booleans()), min_size=1, max_size=5))
 def test_the_budget_holds_and_the_device_answers_whatever_happens(device, service, world, samples, steps):
     for extra_bytes, away in steps:

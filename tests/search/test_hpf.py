@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from placement_cases import problems, profile_of, value
 
 TIMINGS = st.sampled_from(["cumulative", "independent"])
-quick = settings(max_examples=120, deadline=None)
+quick = settings(max_examples=120)
 
 
 def first_path(problem: dict[str, Any], order: list[int], budget: int, timing: str) -> float:

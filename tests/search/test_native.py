@@ -23,7 +23,7 @@ def twin(*arrays: Any, **numbers: float) -> Any:
 
 
 @needs_native
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(0, 120),

@@ -20,7 +20,7 @@ from placement_cases import LAWS, best_by_budget, crowded_problem, problems, pro
 
 TIMINGS = ("cumulative", "independent")
 OPTIONS = st.tuples(st.sampled_from(TIMINGS), st.booleans(), st.sampled_from(LAWS))
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check_points(frontier: PlacementFrontier, problem: dict[str, Any], timing: str, survival: Any) -> None:
