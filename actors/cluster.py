@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
 
 NAMESPACE = "meedge"
@@ -252,15 +252,13 @@ def start_arguments(cluster: Cluster, labels: Mapping[str, str]) -> list[str]:
 
 
 def _wait_until_alive(node: EdgeNode) -> None:
-    deadline = time.monotonic() + _JOIN_TIMEOUT_S
-    while not _is_alive(node.device):
-        if node.process.poll() is not None or time.monotonic() > deadline:
-            raise UnavailableError(
-                f"the node of device {node.device!r} did not join",
-                where=f"ray start, exit status {node.process.poll()}",
-                do=f"Its log says:\n{node.log[-2000:]}",
-            )
-        time.sleep(0.05)
+    eventually(lambda: _is_alive(node.device) or node.process.poll() is not None, timeout_s=_JOIN_TIMEOUT_S)
+    if not _is_alive(node.device):
+        raise UnavailableError(
+            f"the node of device {node.device!r} did not join",
+            where=f"ray start, exit status {node.process.poll()}",
+            do=f"Its log says:\n{node.log[-2000:]}",
+        )
 
 
 def _is_alive(device: str) -> bool:

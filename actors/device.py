@@ -1,6 +1,5 @@
 """A device on a Ray edge node: an actor around the device runtime, and the handle to speak with it."""
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE
+from meedge_ray.actors.waiting import eventually
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
@@ -20,7 +20,7 @@ from meedge_ray.runtime.device import Device, DeviceStatus
 # Beside inferences, which run one after the other: a budget must not wait for them.
 _CONTROL = "control"
 _PREFIX = "device-"
-_POLL_S = 0.02
+_DETACH_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,10 +213,11 @@ def detach_device(name: str) -> None:
 
     Raises:
         NotFoundError: no device of that name is attached.
+        UnavailableError: it does not go.
     """
     ray.kill(find_device(name).actor)
-    while name in device_names():
-        time.sleep(_POLL_S)
+    if not eventually(lambda: name not in device_names(), timeout_s=_DETACH_TIMEOUT_S):
+        raise UnavailableError("the device does not go", where=f"device {name}", do="Look at its node, and try again")
 
 
 def device_names() -> frozenset[str]:

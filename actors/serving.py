@@ -1,7 +1,6 @@
 """The placement service as a Ray Serve application: replicated, restarted, shedding load it cannot bear."""
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +12,15 @@ from ray.exceptions import RayError
 
 from meedge_ray.actors.app import create_app
 from meedge_ray.actors.cluster import OFF_EDGES
+from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import UnavailableError
 
 _NAME = "meedge"
 _ONGOING = 64  # a replica's requests at a time; most wait for a device's slow link
 _QUEUED = 256  # then 503, which a device takes for "later"
 _CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
-_POLL_S = 0.05
 _PROXY_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 30.0
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -92,9 +92,8 @@ def _deployment(replicas: int) -> serve.Deployment:
 def _stop_serve() -> None:
     # Serve's own way waits in a call to the controller until that is killed, about which Ray complains on stdout.
     controller = ray.get_actor(*_CONTROLLER)
-    ray.get(controller.graceful_shutdown.remote(wait=False))
-    while _is_there(_CONTROLLER):
-        time.sleep(_POLL_S)
+    ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_STOP_TIMEOUT_S)
+    eventually(lambda: not _is_there(_CONTROLLER), timeout_s=_STOP_TIMEOUT_S)
     serve.shutdown()  # forgets the controller in this process too
 
 
