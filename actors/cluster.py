@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -28,6 +29,7 @@ OFF_EDGES = {ROLE_LABEL: f"!{EDGE}"}  # the label selector of everything that is
 
 # Ray turns 127.0.0.1 into the machine's outward address; the rest of 127/8 it leaves alone.
 LOOPBACK = "127.0.0.2"
+_FOLDERS = Path("/tmp")  # noqa: S108 - made by mkdtemp, and short: paths of Unix sockets end at 107 bytes
 _HEAD_OBJECT_STORE_BYTES = 200_000_000
 _EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
 _AGENT_MODULE = "ray.dashboard.optional_deps"
@@ -104,8 +106,8 @@ def _knock(address: str) -> None:
 @contextmanager
 def _started(host: str) -> Iterator[Cluster]:
     environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # Short and in /tmp, for the paths of Unix sockets end at 107 bytes.
-    folder = tempfile.mkdtemp(prefix="meedge-", dir="/tmp")
+    _remove_orphans()
+    folder = str(_new_folder())
     try:
         with _environment({**environment, "RAY_USAGE_STATS_ENABLED": "0"}):
             try:
@@ -126,6 +128,18 @@ def _started(host: str) -> Iterator[Cluster]:
                 ray.shutdown(wait_for_processes=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"meedge-{os.getpid()}-", dir=_FOLDERS))
+
+
+def _remove_orphans() -> None:
+    # What a killed process could not remove itself.
+    for folder in _FOLDERS.glob("meedge-*-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -218,7 +232,7 @@ def attach_edge_node(cluster: Cluster, device: str, *, labels: Mapping[str, str]
 
 
 def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode:
-    folder = Path(tempfile.mkdtemp(prefix="meedge-", dir="/tmp"))
+    folder = _new_folder()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [

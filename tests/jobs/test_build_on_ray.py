@@ -55,3 +55,4 @@ def test_a_build_killed_while_it_cultivates_goes_on_without_redoing_finished_exi
     assert "100%" in log.read_text()
     assert inodes == before, "a finished exit was trained again"
     verify_units(output, read_bundle(output))
+    assert not list(Path("/tmp").glob(f"meedge-{killed.pid}-*")), "the killed cluster's folder is still there"
