@@ -1,4 +1,4 @@
-"""The placement service as a Ray Serve application: replicated, restarted, shedding load it cannot bear."""
+"""The placement service as a Ray Serve application: restarted when it dies, shedding load it cannot bear."""
 
 import logging
 from collections.abc import Sequence
@@ -36,9 +36,7 @@ class PlacementService:
         return create_app(self._directories, self._token)
 
 
-def run_service(
-    directories: Sequence[Path], token: str, *, host: str = "127.0.0.1", port: int, replicas: int = 1
-) -> str:
+def run_service(directories: Sequence[Path], token: str, *, host: str = "127.0.0.1", port: int) -> str:
     """Serve the bundles in `directories` and return the URL, where the service answers from then on.
 
     A service that runs already is replaced. Needs a connection to a cluster, on whose head `host` is an
@@ -61,7 +59,7 @@ def run_service(
         raise _not_up("Ray Serve cannot listen there", url, "Take a free port of the cluster's head") from error
     if not _answers(url):
         raise _not_up("Ray Serve listens elsewhere on this cluster", url, "Take its port, or shut it down before")
-    application = _deployment(replicas).bind([str(path) for path in paths], token)
+    application = _deployment().bind([str(path) for path in paths], token)
     try:
         serve.run(application, name=_NAME, route_prefix="/", logging_config=_LOGGING)
     except (RuntimeError, RayError) as error:
@@ -77,11 +75,10 @@ def stop_service() -> None:
         _stop_serve()
 
 
-def _deployment(replicas: int) -> serve.Deployment:
+def _deployment() -> serve.Deployment:
     return serve.deployment(
         serve.ingress()(PlacementService),
         name="PlacementService",
-        num_replicas=replicas,
         max_ongoing_requests=_ONGOING,
         max_queued_requests=_QUEUED,
         # No CPU of its own: it mostly waits, and must come up beside training that has taken them all.

@@ -20,6 +20,7 @@ from meedge_ray.actors.cluster import Cluster, attach_edge_node, cluster
 from meedge_ray.actors.device import DeviceSettings, RemoteDevice, find_device
 from meedge_ray.actors.fleet import fleet_devices, start_fleet, stop_fleet
 from meedge_ray.actors.serving import run_service, stop_service
+from meedge_ray.actors.waiting import eventually
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.cli.output import Bars, show, table
 from meedge_ray.domain.elastic import Bundle
@@ -131,14 +132,15 @@ def change_memory(device: RemoteDevice, memory_bytes: int, test: Samples, horizo
     )
 
 
-def wait_for_device(timeout_s: float = 60.0) -> RemoteDevice:
+def wait_for_device() -> RemoteDevice:
     """Return the device that the fleet gives the node."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if any(device.name == DEVICE and device.status is not None for device in fleet_devices()):
-            return find_device(DEVICE)
-        time.sleep(0.2)
-    raise UnavailableError("the fleet attached no device", where=DEVICE, do="Look at the log of its node")
+
+    def answers() -> bool:
+        return any(device.name == DEVICE and device.status is not None for device in fleet_devices())
+
+    if not eventually(answers, timeout_s=60.0):
+        raise UnavailableError("the fleet attached no device", where=DEVICE, do="Look at the log of its node")
+    return find_device(DEVICE)
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store
+from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store, verify_units
 from meedge_ray.cli.extras import extra
 from meedge_ray.cli.output import Bars, Format, emit, table
 from meedge_ray.domain.elastic import Bundle
@@ -97,8 +97,9 @@ def _cultivate(stack: ExitStack) -> "Cultivate":
 
 
 def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
-    """Show a bundle: its blocks, its branches at every exit, and their times."""
+    """Verify a bundle and show its blocks, its branches at every exit, and their times."""
     bundle = read_bundle(directory)
+    verify_units(directory, bundle)
     profile = next(iter(bundle.profiles.values()))
     reached_ms = np.cumsum(profile.block_ms)
     blocks = [

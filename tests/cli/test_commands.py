@@ -146,6 +146,7 @@ def test_a_damaged_unit_is_refused_by_name(meedge, tiny: tuple[Path, Bundle], tm
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    code, _, err = meedge("infer", tmp_path / "copy", "--memory", "2Mi", "--input", sample)
-    assert code == 1
-    assert sha256 in err
+    for command in (["infer", tmp_path / "copy", "--memory", "2Mi", "--input", sample], ["inspect", tmp_path / "copy"]):
+        code, _, err = meedge(*command)
+        assert code == 1
+        assert sha256 in err
