@@ -24,7 +24,7 @@ unit: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m "not ray"
 	$(BIN)/pytest -m ray
 
-$(INSTALLED): pyproject.toml constraints.txt meedge_ray/search/_kernels.c
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard meedge_ray/search/*.[ch])
 	$(PYTHON) -c 'import sys; sys.exit("meedge-ray needs Python 3.11 or newer; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

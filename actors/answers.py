@@ -12,9 +12,11 @@ from meedge_ray.api.serving import (
     PlacementResponse,
     UnitBody,
 )
-from meedge_ray.domain.elastic import Bundle, Unit
-from meedge_ray.domain.errors import BudgetError, InvalidInputError
+from meedge_ray.domain.elastic import Unit, distinct_units
+from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.domain.placement import Placement
+from meedge_ray.runtime.placing import Placer
+from meedge_ray.runtime.sending import Fetching, Sending
 
 
 def summary(served: ServedModel) -> ModelSummary:
@@ -40,14 +42,14 @@ def frontier(catalog: Catalog, model: str, device_type: str | None, horizon_ms: 
         NotFoundError: no such model, or no such profile.
         InvalidInputError: several profiles and none named, or too short a horizon.
     """
-    points = catalog.points(model, device_type, horizon_ms)
+    placer = catalog.placer(model, device_type, horizon_ms)
     return FrontierResponse(
         model=model,
-        device_type=points[0].device_type,
-        horizon_ms=points[0].horizon_ms,
+        device_type=placer.device_type,
+        horizon_ms=placer.horizon_ms,
         points=[
             FrontierPoint(size_bytes=point.size_bytes, expectation=point.expectation, branches=list(point.branches))
-            for point in points
+            for point in placer.points()
         ],
     )
 
@@ -55,32 +57,24 @@ def frontier(catalog: Catalog, model: str, device_type: str | None, horizon_ms: 
 def place(catalog: Catalog, model: str, request: PlacementRequest, request_bytes: int) -> PlacementResponse:
     """Choose the units for a device's budgets (MEEdge 3.3.2).
 
-    With a latency budget L the choice is the best point of the frontier for which, equation 1,
-    (bits of the request + bits of the units to fetch) / rate + search time is at most L. Units held already
-    cost nothing.
-
     Raises:
         NotFoundError: no such model, or no such profile.
         BudgetError: not even the bare backbone meets the budgets.
-        InvalidInputError: a latency budget without a rate, and what `frontier` raises.
+        InvalidInputError: a latency budget without a rate, HPF for a law that is not uniform, and what `frontier`
+            raises. Of a field of the request, `where` is its path.
     """
     start = perf_counter()
     served = catalog.model(model)
-    fetching = _Fetching(served.bundle, frozenset(request.held))
-    chosen = catalog.placer(model, request.device_type, request.horizon_ms).place(request.memory_bytes)
-    if request.latency_budget_ms is not None:
-        if request.rate_bps is None:
-            raise InvalidInputError(
-                "a latency budget needs the link's rate",
-                where="body.rate_bps",
-                do="Measure it and send it along",
-            )
-        points = catalog.points(model, request.device_type, request.horizon_ms)
-        left_ms = request.latency_budget_ms - (perf_counter() - start) * 1e3
-        limit_bytes = left_ms * request.rate_bps / 8e3 - request_bytes
-        chosen = _best_in_time(points, request.memory_bytes, fetching, limit_bytes)
-    units = fetching.units(chosen.branches)
-    fetch = [unit for unit in units if unit.sha256 not in fetching.held]
+    fetching = Fetching(served.bundle, request.held)
+    try:
+        placer = catalog.placer(model, request.device_type, request.horizon_ms, request.distribution)
+        chosen = _chosen(placer, request, _sending(fetching, request, request_bytes, start))
+    except InvalidInputError as error:
+        if error.where.partition(".")[0] not in PlacementRequest.model_fields:
+            raise
+        raise type(error)(error.what, where=f"body.{error.where}", do=error.do) from None
+    units = distinct_units((*fetching.blocks, *fetching.units(chosen.branches)))
+    fetch = fetching.lacking(units)
     sent_bytes = request_bytes + sum(unit.size_bytes for unit in fetch)
     return PlacementResponse(
         model=model,
@@ -97,33 +91,28 @@ def place(catalog: Catalog, model: str, request: PlacementRequest, request_bytes
     )
 
 
-class _Fetching:
-    def __init__(self, bundle: Bundle, held: frozenset[str]) -> None:
-        self.held = held
-        self._blocks = [block.unit for block in bundle.blocks]
-        self._branches = {branch.name: branch.unit for branch in bundle.branches}
-
-    def units(self, branches: Iterable[str]) -> list[Unit]:
-        """Return blocks first, then branches, each unit once."""
-        named = [*self._blocks, *(self._branches[name] for name in branches)]
-        return list({unit.sha256: unit for unit in named}.values())
-
-    def missing_bytes(self, branches: Iterable[str]) -> int:
-        return sum(unit.size_bytes for unit in self.units(branches) if unit.sha256 not in self.held)
-
-
-def _best_in_time(
-    points: tuple[Placement, ...], memory_bytes: int, fetching: _Fetching, limit_bytes: float
-) -> Placement:
-    for point in reversed(points):
-        if point.size_bytes <= memory_bytes and fetching.missing_bytes(point.branches) <= limit_bytes:
-            return point
-    raise BudgetError(
-        f"the backbone's missing blocks are {fetching.missing_bytes(())} bytes, "
-        f"{max(0.0, limit_bytes):.0f} can be sent in time",
-        where="body.latency_budget_ms",
-        do="Allow more time, use a faster link, or fetch the blocks before",
+def _sending(fetching: Fetching, request: PlacementRequest, request_bytes: int, start_s: float) -> Sending | None:
+    if request.latency_budget_ms is None:
+        return None
+    if request.rate_bps is None:
+        raise InvalidInputError(
+            "a latency budget needs the link's rate", where="rate_bps", do="Measure it and send it along"
+        )
+    return Sending(
+        fetching=fetching,
+        latency_budget_ms=request.latency_budget_ms,
+        rate_bps=request.rate_bps,
+        request_bytes=request_bytes,
+        start_s=start_s,
     )
+
+
+def _chosen(placer: Placer, request: PlacementRequest, sending: Sending | None) -> Placement:
+    if request.method == "hpf":
+        return placer.place_hpf(request.memory_bytes, score=request.score or "m7", sending=sending)
+    if sending is None:
+        return placer.place(request.memory_bytes)
+    return placer.place_in_time(request.memory_bytes, sending)
 
 
 def _bodies(units: Iterable[Unit]) -> list[UnitBody]:

@@ -204,7 +204,7 @@ async def _on_validation_error(_request: Request, error: Exception) -> JSONRespo
     problems = error.errors()
     return error_response(
         422,
-        "; ".join(dict.fromkeys(problem["msg"] for problem in problems)),
+        "; ".join(dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in problems)),
         where=", ".join(".".join(str(part) for part in problem["loc"]) for problem in problems),
         do="Correct the request; the page /docs says what it may hold",
     )

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.bundle.manifest import bundle_json, bundle_units, read_bundle, unit_store
 from meedge_ray.bundle.store import UnitStore, sha256_of
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
-from meedge_ray.domain.placement import Placement
 from meedge_ray.runtime.placing import Placer
+from meedge_ray.runtime.problem import find_profile
 
 _KEPT_PLACERS = 32
 
@@ -45,8 +46,10 @@ class Catalog:
             self._models[name], origins[name] = served, directory
             self._stores.update((unit.sha256, served.store) for unit in bundle_units(served.bundle))
         self._intact: set[tuple[str, int, int]] = set()
-        self.placer = lru_cache(maxsize=_KEPT_PLACERS)(self._placer)
-        self.points = lru_cache(maxsize=_KEPT_PLACERS)(self._points)
+        self._placer = lru_cache(maxsize=_KEPT_PLACERS)(self._make_placer)
+        for name, served in self._models.items():
+            for device_type in served.bundle.profiles:
+                self.placer(name, device_type).points()  # now: the first request may have no time for it
 
     @property
     def models(self) -> Iterable[ServedModel]:
@@ -66,6 +69,22 @@ class Catalog:
                 do=f"Served are: {', '.join(self._models) or 'none'}",
             )
         return self._models[name]
+
+    def placer(
+        self,
+        model: str,
+        device_type: str | None = None,
+        horizon_ms: float | None = None,
+        distribution: TimeDistribution = UNIFORM,
+    ) -> Placer:
+        """Return the placer of a model, kept with the frontier it has computed; arguments as those of `Placer`.
+
+        Raises:
+            NotFoundError: no such model, or no such profile.
+            InvalidInputError: what `Placer` cannot use.
+        """
+        profile = find_profile(self.model(model).bundle, device_type)
+        return self._placer(model, profile.device_type, horizon_ms, distribution)
 
     def unit_path(self, sha256: str) -> Path:
         """Return the file of a unit that a served bundle names, verified since the file last changed.
@@ -95,11 +114,12 @@ class Catalog:
             return False
         return state in self._intact
 
-    def _placer(self, model: str, device_type: str | None, horizon_ms: float | None) -> Placer:
-        return Placer(self.model(model).bundle, device_type=device_type, horizon_ms=horizon_ms)
-
-    def _points(self, model: str, device_type: str | None, horizon_ms: float | None) -> tuple[Placement, ...]:
-        return tuple(self.placer(model, device_type, horizon_ms).points())
+    def _make_placer(
+        self, model: str, device_type: str, horizon_ms: float | None, distribution: TimeDistribution
+    ) -> Placer:
+        return Placer(
+            self.model(model).bundle, device_type=device_type, horizon_ms=horizon_ms, distribution=distribution
+        )
 
 
 def _load(directory: Path) -> ServedModel:

@@ -87,9 +87,10 @@ def device_memory(blocks: list[bytes]) -> dict[str, object]:
     return dict(json.loads(said.stdout))
 
 
-def branches(shapes: list[tuple[int, ...]]) -> list[tuple[Branch, Callable[[], bytes]]]:
-    """Return a pooled linear branch at every exit point."""
+def branches(shapes: list[tuple[int, ...]]) -> tuple[list[Branch], dict[Unit, bytes]]:
+    """Return a pooled linear branch at every exit point, and the units."""
     made = []
+    units = {}
     for index, shape in enumerate(shapes):
         pooled = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(shape[0], 10))
         data = export_unit(pooled, shape)
@@ -99,12 +100,13 @@ def branches(shapes: list[tuple[int, ...]]) -> list[tuple[Branch, Callable[[], b
             exit_index=index,
             convolution="none",
             fc="linear",
-            unit=unit,
+            units=(unit,),
             parameters=10 * shape[0] + 10,
             accuracy=0.1,
         )
-        made.append((branch, lambda data=data: data))
-    return made
+        made.append(branch)
+        units[unit] = data
+    return made, units
 
 
 def main() -> None:
@@ -129,7 +131,8 @@ def main() -> None:
         )
     medians = {name: statistics.median(values) for name, values in times.items()}
     bare_share = bookkeeping(engine, sample)
-    engine.place(branches([piece.input_shape for piece in pieces[1:]]))
+    at_every_exit, units = branches([piece.input_shape for piece in pieces[1:]])
+    engine.place(at_every_exit, units.__getitem__)
     memory = device_memory(blocks)
     figures = {
         "units": len(blocks),

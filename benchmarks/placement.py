@@ -1,74 +1,27 @@
-"""Times the placement frontier (compiled and NumPy) and MEEdge's HPF on profiles of the papers' shapes.
+"""Times the placement frontier (compiled and NumPy), and compares MEEdge's HPF with it (Figure 8).
 
-The profiles are drawn, not measured; the seed fixes them. A shape has E exits and convolutions x FC heads
-branches at each. Backbone times up to the exits rise unevenly; a branch's size and duration follow from its
-parts (a convolution's width and an FC head's, wider at deeper exits, quicker on the smaller maps there), so
-sizes repeat; accuracy rises with depth towards the final exit's and saturates with the branch's size, plus
-noise of 0.8 points, as training gives. Nothing but NumPy is timed: no engine, no network.
+Nothing but the search is timed: no engine, no network. Profiles are drawn, see `_profiles`; those of the bundles
+given are used besides.
 
-Run: python benchmarks/placement.py
+Run: python benchmarks/placement.py [BUNDLE_DIR...]
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import write_results
+from _profiles import SEED, SHAPES, drawn, measured
+from _results import RESULTS, write_results
+from _scores import SCORES, compare_scores, median_ms, plot_scores, print_scores
 
 from meedge_ray.search import native
 from meedge_ray.search.hpf import hpf_placement
 from meedge_ray.search.placement import PlacementFrontier, placement_frontier
 
-SHAPES = {  # exits, convolutions, FC heads, single-exit time in ms
-    "AlexNet": (5, 15, 7, 2.0),
-    "ResNet-20": (9, 15, 7, 0.87),
-    "VGG-16": (13, 15, 7, 8.0),
-    "ResNet-110": (54, 11, 8, 4.5),
-}
 NUMPY_UP_TO = 2000  # candidates; beyond, the twin would take most of the run
-FINAL_ACCURACY = 0.92
 HPF_MS = 10.0
 REPEATS = 7
-SEED = 0
-
-
-def profile(exits: int, convolutions: int, heads: int, final_ms: float) -> dict[str, Any]:
-    """Draw a profile: the arguments of `placement_frontier`."""
-    rng = np.random.default_rng(SEED)
-    reach = np.cumsum(rng.uniform(0.7, 1.3, exits + 1))
-    reach *= final_ms / reach[-1]
-    exit_index, convolution, head = (
-        grid.ravel() for grid in np.meshgrid(range(exits), range(convolutions), range(heads), indexing="ij")
-    )
-    depth = (exit_index + 1) / (exits + 1)
-    width = 2.0 ** np.floor(3 * depth)  # channels double twice on the way, maps shrink
-    kernel = np.linspace(0.2, 1.0, convolutions)[convolution]
-    hidden = np.linspace(0.1, 1.0, heads)[head]
-    size_bytes = np.round(4 * (1500 * kernel * width + 40_000 * hidden * np.sqrt(width))).astype(np.int64)
-    share = 0.02 + 0.10 * kernel / np.sqrt(width) + 0.02 * hidden
-    ceiling = 0.45 + (FINAL_ACCURACY - 0.45) * depth**0.6
-    accuracy = ceiling * (1 - 0.12 * (1 - kernel) ** 2 - 0.10 * (1 - hidden) ** 2)
-    return {
-        "exit_index": exit_index,
-        "duration_ms": final_ms * share * rng.uniform(0.95, 1.05, len(share)),
-        "accuracy": np.clip(accuracy + rng.normal(0, 0.008, len(share)), 0.01, 0.99),
-        "size_bytes": size_bytes,
-        "backbone_ms": reach[:-1],
-        "final_ms": final_ms,
-        "final_accuracy": FINAL_ACCURACY,
-        "horizon_ms": 1.2 * final_ms,
-    }
-
-
-def median_ms(work: Callable[[], object], repeats: int) -> float:
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken)
 
 
 def lookup_us(frontier: PlacementFrontier) -> float:
@@ -86,7 +39,7 @@ def numpy_ms(problem: dict[str, Any], timing: str) -> float | None:
         return None
     compiled, native.kernels = native.kernels, None
     try:
-        return median_ms(lambda: placement_frontier(**problem, timing=timing), 3)
+        return median_ms(lambda: placement_frontier(**problem, timing=timing), 1)
     finally:
         native.kernels = compiled
 
@@ -123,20 +76,40 @@ COLUMNS = {  # heading: what is under it
 }
 
 
-def main() -> None:
+def frontier_table(problems: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     layout = "{:<11} {:<12} {:>10} {:>7} {:>12} {:>9} {:>11} {:>8}   {}"
-    print(layout.format("shape", "timing", "candidates", "points", *COLUMNS, "hpf loses at 25, 50, 100 % of the bytes"))
-    figures = []
-    for shape, parts in SHAPES.items():
-        problem = profile(*parts)
+    print(
+        layout.format("network", "timing", "candidates", "points", *COLUMNS, "hpf loses at 25, 50, 100 % of the bytes")
+    )
+    rows = []
+    for network, problem in problems.items():
         for timing in ("cumulative", "independent"):
             row = measure(problem, timing)
-            figures.append({"shape": shape, **row})
+            rows.append({"network": network, **row})
             times = ["-" if row[name] is None else f"{row[name]:.1f}" for name in COLUMNS.values()]
             pairs = zip(row["expectation_frontier"], row["expectation_hpf"], strict=True)
             lost = " ".join(f"{best - found:.4f}" for best, found in pairs)
-            print(layout.format(shape, timing, row["candidates"], row["points"], *times, lost), flush=True)
-    print(f"written: {write_results('placement', figures)}")
+            print(layout.format(network, timing, row["candidates"], row["points"], *times, lost), flush=True)
+    return rows
+
+
+def score_table(problems: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    print(f"\n{'mean gap, points':<21} {' '.join(f'{score:>6}' for score in SCORES)}")
+    rows = []
+    for network, problem in problems.items():
+        compared = compare_scores(problem)
+        print_scores(network, compared)
+        rows.append({"network": network, **compared})
+    return rows
+
+
+def main() -> None:
+    problems = {network: drawn(*shape) for network, shape in SHAPES.items()}
+    for directory in sys.argv[1:]:
+        problems |= measured(Path(directory))
+    figures = {"frontier": frontier_table(problems), "scores": score_table(problems)}
+    plot_scores(figures["scores"], RESULTS / "placement-hpf.png")
+    print(f"written: {write_results('placement', figures)}, placement-hpf.png beside it")
 
 
 if __name__ == "__main__":

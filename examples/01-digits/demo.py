@@ -23,10 +23,10 @@ from meedge_ray.actors.serving import run_service, stop_service
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.cli.output import Bars, show, table
-from meedge_ray.domain.elastic import Bundle
+from meedge_ray.domain.elastic import Bundle, bytes_of
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
 from meedge_ray.domain.quantity import format_bytes
-from meedge_ray.jobs.cultivate import cultivate_on_ray
+from meedge_ray.jobs.tasks import run_on_ray
 from meedge_ray.runtime.placing import HORIZON_FACTOR
 from meedge_ray.train.build import build
 from meedge_ray.train.data import load_data
@@ -54,7 +54,7 @@ def main() -> None:
     directory = arguments.report / "bundle"
     with Bars(console) as bars:
         with cluster() as head:
-            bundle = build(read_manifest(arguments.manifest), directory, cultivate=cultivate_on_ray, report=bars)
+            bundle = build(read_manifest(arguments.manifest), directory, run=run_on_ray, report=bars)
             trace = live_on_the_edge(head, directory, bundle, console)
         # The cluster is gone: from here on the machine is quiet enough to measure times on.
         budget_bytes = max(change.memory_bytes for change in trace)
@@ -69,7 +69,7 @@ def live_on_the_edge(head: Cluster, directory: Path, bundle: Bundle, console: Co
     token = secrets.token_urlsafe(32)
     url = run_service([directory], token, port=free_port())
     console.print(f"serving placements and units at {url}")
-    needed = sum(branch.unit.size_bytes for branch in bundle.baselines["multi_exit_fc"])
+    needed = bytes_of(bundle.baselines["multi_exit_fc"])
     budgets = [bundle.backbone_bytes + round(share * needed) for share in SHARES]
     test = load_data(Data.model_validate(dict(bundle.data)), HERE).test
     with tempfile.TemporaryDirectory(prefix="meedge-cache-") as cache_dir:

@@ -32,6 +32,7 @@ def _text(value: object) -> object:
 
 
 Decimal = Annotated[str, BeforeValidator(_text), AfterValidator(_decimal)]
+Quantity = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?([kMGT]|(?:K|M|G|T)i)?$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
 
 
@@ -124,19 +125,22 @@ class Data(Spec):
 
 
 class Convolution(Spec):
-    """One convolution choice of a branch. `dilated` spreads its kernel by a rate of two."""
+    """One convolution choice of a branch. `dilated` spreads its kernel by a rate of two; `layers` repeats the whole."""
 
     kind: Literal["none", "standard", "depthwise", "separable", "spatiallySeparable", "dilated"]
     kernel_size: Literal[3, 5, 7] = 3
+    layers: int = Field(default=1, ge=1, le=3)
 
     @property
     def name(self) -> str:
-        """Short name, such as `depthwise3`."""
-        return self.kind if self.kind == "none" else f"{self.kind}{self.kernel_size}"
+        """Short name, such as `depthwise3`, or `separable3-x2` for two layers."""
+        if self.kind == "none":
+            return self.kind
+        return f"{self.kind}{self.kernel_size}" + (f"-x{self.layers}" if self.layers > 1 else "")
 
 
 class FullyConnected(Spec):
-    """One FC choice of a branch: the feature map pooled to `pooledSize` squared, then FC layers."""
+    """One FC choice of a branch: the feature map pooled to `pooledSize` squared, then one to three FC layers."""
 
     pooled_size: int = Field(gt=0, le=32)
     hidden: tuple[Annotated[int, Field(gt=0, le=65536)], ...] = Field(default=(), max_length=2)
@@ -147,26 +151,47 @@ class FullyConnected(Spec):
         return "-".join([f"pool{self.pooled_size}", *(f"fc{width}" for width in self.hidden)])
 
 
+_KERNEL_SIZES: tuple[Literal[3, 5, 7], ...] = (3, 5, 7)
+_EFFICIENT: tuple[Literal["depthwise", "separable", "spatiallySeparable", "dilated"], ...] = (
+    "depthwise",
+    "separable",
+    "spatiallySeparable",
+    "dilated",
+)
+
+
 class Zoo(Spec):
-    """Every convolution is combined with every FC choice at every exit point (MEEdge 3.2.1)."""
+    """Every convolution is combined with every FC choice at every exit point (MEEdge 3.2.1).
+
+    By default 15 x 7 = 105: no convolution, four efficient kinds in three kernel sizes, two deeper stacks; one to three
+    FC layers over maps pooled to three sizes.
+    """
 
     convolutions: tuple[Convolution, ...] = Field(
         default=(
             Convolution(kind="none"),
-            Convolution(kind="depthwise"),
-            Convolution(kind="separable"),
-            Convolution(kind="spatiallySeparable"),
-            Convolution(kind="dilated"),
+            *(Convolution(kind=kind, kernelSize=size) for kind in _EFFICIENT for size in _KERNEL_SIZES),
+            Convolution(kind="separable", layers=2),
+            Convolution(kind="separable", layers=3),
         ),
         min_length=1,
     )
     fully_connected: tuple[FullyConnected, ...] = Field(
         default=(
             FullyConnected(pooledSize=1),
+            FullyConnected(pooledSize=2),
             FullyConnected(pooledSize=4),
+            FullyConnected(pooledSize=1, hidden=(64,)),
             FullyConnected(pooledSize=2, hidden=(64,)),
+            FullyConnected(pooledSize=4, hidden=(128,)),
+            FullyConnected(pooledSize=4, hidden=(128, 64)),
         ),
         min_length=1,
+    )
+    shared_convolutions: bool = Field(
+        default=False,
+        description="train one convolution under all FC choices of an exit and store it as one unit: several times "
+        "cheaper to train, and branches that share it hold and run it once",
     )
 
     @model_validator(mode="after")
@@ -179,6 +204,28 @@ class Zoo(Spec):
         return self
 
 
+class Augmentation(Spec):
+    """Further views of every training image, cached like the first; flips and shifts are drawn by the seed."""
+
+    views: int = Field(default=2, ge=2, le=32, description="the image itself and views - 1 changed ones")
+    flip: bool = Field(default=True, description="mirror left and right")
+    shift_pixels: int = Field(default=4, ge=0, le=32, description="shift by up to so many pixels, edges mirrored")
+
+
+class EarlyStopping(Spec):
+    """Stop branches that another of their exit beats clearly with no more weights and no more computation."""
+
+    after_epochs: int = Field(default=3, gt=0)
+    margin_percent: int = Field(default=5, gt=0, lt=100, description="percentage points of validation accuracy")
+
+
+class Resources(Spec):
+    """What one exit's training takes of the cluster. Where there is no GPU it runs on CPUs alone."""
+
+    cpus: int = Field(default=1, gt=0)
+    gpus: Decimal = Field(default="0.25", description="share of a GPU: 0.25 trains four exits on one")
+
+
 class Cultivation(Spec):
     """How the branches of the zoo are trained."""
 
@@ -186,6 +233,24 @@ class Cultivation(Spec):
     batch_size: int = Field(default=128, gt=0)
     learning_rate: Decimal = "0.001"
     seed: int = 0
+    memory: Quantity | None = Field(default=None, description="most memory one exit's training may take, such as 2Gi")
+    disk: Quantity | None = Field(default=None, description="most disk the cached features may take, such as 20Gi")
+    augmentation: Augmentation | None = None
+    early_stopping: EarlyStopping | None = None
+    resources: Resources = Field(default_factory=Resources)
+
+
+class Sharing(Spec):
+    """Smaller copies of the surviving branches: similar neurons merged, then retrained (MEEdge 3.5)."""
+
+    fully_connected: tuple[str, ...] | None = Field(
+        default=None, description="names of the FC choices to merge, such as pool4-fc128; all with hidden layers"
+    )
+    alpha: Decimal = Field(default="0.5", description="weight of the labels against the final exit's predictions")
+    beta: Decimal = Field(default="1", description="how strongly shared weights are bound")
+    samples_percent: int = Field(default=20, gt=0, le=100, description="share of the training samples to retrain on")
+    epochs: int = Field(default=10, ge=0)
+    learning_rate: Decimal = "0.001"
 
 
 class ElasticModelSpec(Spec):
@@ -195,6 +260,19 @@ class ElasticModelSpec(Spec):
     data: Data = Field(default_factory=Data)
     zoo: Zoo = Field(default_factory=Zoo)
     cultivation: Cultivation = Field(default_factory=Cultivation)
+    sharing: Sharing | None = Field(default_factory=Sharing, description="null: no merged branches")
+
+    @model_validator(mode="after")
+    def _hidden_neurons_to_merge(self) -> Self:
+        by_name = {choice.name: choice for choice in self.zoo.fully_connected}
+        for index, name in enumerate(self.sharing.fully_connected or () if self.sharing else ()):
+            if name not in by_name:
+                raise ValueError(f"sharing.fullyConnected.{index}: the zoo has no {name}, only {', '.join(by_name)}")
+            if not by_name[name].hidden:
+                raise ValueError(
+                    f"sharing.fullyConnected.{index}: {name} is one FC layer and has no hidden neurons to merge"
+                )
+        return self
 
 
 class ElasticModel(Spec):

@@ -1,8 +1,13 @@
 """Bodies of the placement service's requests and responses, shared by server and device."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 
 Sha256 = str
+Score = Literal["m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"]
 
 
 class Body(BaseModel):
@@ -56,7 +61,7 @@ class FrontierResponse(Body):
 
 
 class PlacementRequest(Body):
-    """What a device has: budgets, link, and the units it already holds."""
+    """What a device has: budgets, link, and the units it already holds; and how to choose for it."""
 
     memory_bytes: int = Field(gt=0)
     latency_budget_ms: float | None = Field(
@@ -65,7 +70,21 @@ class PlacementRequest(Body):
     rate_bps: float | None = Field(default=None, ge=1, description="measured link rate; needed with latency_budget_ms")
     held: list[str] = Field(default_factory=list, max_length=100_000, description="SHA-256 of units already held")
     horizon_ms: float | None = Field(default=None, gt=0, description="default: the profile's horizon")
+    distribution: TimeDistribution = Field(
+        default=UNIFORM, description="when within the horizon the kill comes; default: uniform over it"
+    )
     device_type: str | None = Field(default=None, description="default: the only profile there is")
+    method: Literal["frontier", "hpf"] = Field(
+        default="frontier", description="the exact frontier, or MEEdge's HPF search, for uniform kills alone"
+    )
+    score: Score | None = Field(default=None, description="priority of HPF's search; default: m7")
+
+    @field_validator("score")
+    @classmethod
+    def _of_hpf(cls, score: Score | None, info: ValidationInfo) -> Score | None:
+        if score is not None and info.data.get("method") == "frontier":
+            raise ValueError("a score belongs to the method hpf")
+        return score
 
 
 class PlacementResponse(Body):

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.store import UnitStore, is_sha256, sha256_of
-from meedge_ray.domain.elastic import FORMAT, Branch, Bundle, Profile, Unit
+from meedge_ray.domain.elastic import FORMAT, Branch, Bundle, Profile, Unit, distinct_units, units_of
 from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError, UnavailableError
 
 MANIFEST_NAME = "bundle.json"
@@ -26,8 +26,7 @@ def unit_store(directory: Path) -> UnitStore:
 
 def bundle_units(bundle: Bundle) -> tuple[Unit, ...]:
     """Return every unit the bundle names, each once: blocks first, then branches."""
-    named = chain((block.unit for block in bundle.blocks), (branch.unit for branch in _all_branches(bundle)))
-    return tuple({unit.sha256: unit for unit in named}.values())
+    return distinct_units((*(block.unit for block in bundle.blocks), *units_of(_all_branches(bundle))))
 
 
 def bundle_json(bundle: Bundle) -> bytes:
@@ -150,6 +149,8 @@ def _inconsistencies(bundle: Bundle) -> Iterator[str]:
     for branch in _all_branches(bundle):
         if not 0 <= branch.exit_index < bundle.exit_count:
             yield f"branch {branch.name}: there is no exit point {branch.exit_index}"
+        if not branch.units:
+            yield f"branch {branch.name}: a branch has at least one unit"
         # Profiles know branches by name alone.
         if by_name.setdefault(branch.name, branch) != branch:
             yield f"branch {branch.name}: one name for two branches"

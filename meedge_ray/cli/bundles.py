@@ -1,31 +1,27 @@
-"""Commands on a bundle: build, inspect, place, infer, evaluate."""
+"""Commands on a bundle: build, inspect, infer, evaluate."""
 
 import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store, verify_units
 from meedge_ray.cli.extras import extra
 from meedge_ray.cli.output import Bars, Format, emit, table
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
-from meedge_ray.domain.placement import Placement
 from meedge_ray.domain.quantity import format_bytes, parse_bytes
-from meedge_ray.runtime.loading import load_engine, stored_candidates
+from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.placing import Placer
 
 if TYPE_CHECKING:
-    from meedge_ray.train.build import Cultivate
-    from meedge_ray.train.cultivate import ExitTask
     from meedge_ray.train.progress import Report
+    from meedge_ray.train.tasks import RunTasks, Task
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a bundle's folder")]
 Memory = Annotated[str, typer.Option(help="memory budget of backbone and branches, such as 2Mi")]
@@ -33,14 +29,6 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="how to answer")]
 Horizon = Annotated[
     float | None, typer.Option(min=0.0, help="span in ms in which the kill may come [default: 1.25 x single exit]")
 ]
-DeviceType = Annotated[str | None, typer.Option(help="whose times to plan with [default: the only profile]")]
-
-
-class Method(StrEnum):
-    """How to search for a placement."""
-
-    FRONTIER = "frontier"
-    HPF = "hpf"
 
 
 def build(
@@ -75,23 +63,24 @@ def build(
     declared = read_manifest(manifest)
     with ExitStack() as stack:
         bars = stack.enter_context(Bars())
-        bundle = build_bundle(declared, folders[0], cultivate=_cultivate(stack), report=bars)
+        bundle = build_bundle(declared, folders[0], run=_workers(stack), report=bars)
     emit(form, _summary(folders[0], bundle), _headline(folders[0], bundle))
 
 
-def _cultivate(stack: ExitStack) -> "Cultivate":
+def _workers(stack: ExitStack) -> "RunTasks":
     if importlib.util.find_spec("ray") is None:
-        from meedge_ray.train.build import cultivate_in_turn
+        from meedge_ray.train.tasks import run_in_turn
 
-        return cultivate_in_turn
+        return run_in_turn
+    started: list[object] = []
 
-    def on_ray(tasks: "Sequence[ExitTask]", report: "Report") -> None:
+    def on_ray(tasks: "Sequence[Task]", report: "Report") -> None:
         from meedge_ray.actors.cluster import cluster
-        from meedge_ray.jobs.cultivate import cultivate_on_ray
+        from meedge_ray.jobs.tasks import run_on_ray
 
-        # Ray starts only now, when there is something to train.
-        stack.enter_context(cluster())
-        cultivate_on_ray(tasks, report)
+        if not started:  # Ray starts only now, when there is something to train
+            started.append(stack.enter_context(cluster()))
+        run_on_ray(tasks, report)
 
     return on_ray
 
@@ -109,9 +98,11 @@ def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
     ]
     branches = [
         [branch.name, f"{branch.accuracy:.1%}", f"{reached_ms[branch.exit_index] + profile.branch_ms[branch.name]:.3f}"]
-        + [f"{profile.branch_ms[branch.name]:.3f}", format_bytes(branch.unit.size_bytes)]
+        + [f"{profile.branch_ms[branch.name]:.3f}", format_bytes(branch.size_bytes)]
+        + ["+".join(map(str, branch.merged_neurons)) or "-"]
         for branch in sorted(bundle.branches, key=lambda branch: (branch.exit_index, branch.name))
     ]
+    eliminated = [[gone.name, f"{gone.accuracy:.1%}", gone.reason] for gone in bundle.eliminated]
     emit(
         form,
         _summary(directory, bundle)
@@ -120,31 +111,10 @@ def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
         "",
         table(["exit>", "block", "output", "ms>", "bytes>", "MFLOPs>"], blocks),
         "",
-        table(["branch", "accuracy>", "answers at ms>", "ms>", "bytes>"], branches),
+        table(["branch", "accuracy>", "answers at ms>", "ms>", "bytes>", "neurons merged>"], branches),
+        "",
+        table(["eliminated", "accuracy>", "because it"], eliminated),
     )
-
-
-def place(
-    directory: Directory,
-    memory: Memory,
-    method: Annotated[Method, typer.Option(help="exact frontier, or MEEdge's HPF search")] = Method.FRONTIER,
-    search_ms: Annotated[float, typer.Option(min=0.0, help="time HPF may search")] = 10.0,
-    horizon_ms: Horizon = None,
-    device_type: DeviceType = None,
-    form: Output = Format.TEXT,
-) -> None:
-    """Choose the branches that answer best within a memory budget.
-
-    Example: meedge place digits --memory 2Mi
-    """
-    bundle = read_bundle(directory)
-    placer = Placer(bundle, device_type=device_type, horizon_ms=horizon_ms)
-    budget_bytes = parse_bytes(memory, where="--memory")
-    if method is Method.HPF:
-        placement = placer.place_hpf(budget_bytes, search_ms=search_ms)
-    else:
-        placement = placer.place(budget_bytes)
-    emit(form, asdict(placement), *_placement_tables(bundle, placement))
 
 
 def infer(
@@ -162,7 +132,7 @@ def infer(
     placement = Placer(bundle).place(parse_bytes(memory, where="--memory"))
     store = unit_store(directory)
     engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
-    engine.place(stored_candidates(store, [branch for branch in bundle.branches if branch.name in placement.branches]))
+    engine.place([branch for branch in bundle.branches if branch.name in placement.branches], unit_reader(store))
     raw = _read_sample(sample)
     engine.infer(raw)  # the first run after loading is slower than a device that is at work
     answer = engine.infer(raw, deadline_ms=deadline_ms)
@@ -249,22 +219,3 @@ def _headline(directory: Path, bundle: Bundle) -> str:
         f"{format_bytes(bundle.backbone_bytes)}, {bundle.final_accuracy:.1%} at the end; {len(bundle.branches)} "
         f"branches survived at {bundle.exit_count} exits, {len(bundle.eliminated)} did not"
     )
-
-
-def _placement_tables(bundle: Bundle, placement: Placement) -> tuple[str, Table]:
-    profile = bundle.profiles[placement.device_type]
-    by_name = {branch.name: branch for branch in bundle.branches}
-    rows = []
-    spent_ms = 0.0
-    for name in placement.branches:
-        branch = by_name[name]
-        spent_ms += profile.branch_ms[name]
-        at_ms = sum(profile.block_ms[: branch.exit_index + 1]) + spent_ms
-        rows.append([name, f"{at_ms:.3f}", f"{branch.accuracy:.1%}", format_bytes(branch.unit.size_bytes)])
-    final_ms = profile.single_exit_ms + spent_ms
-    rows.append(["final exit", f"{final_ms:.3f}", f"{bundle.final_accuracy:.1%}", format_bytes(bundle.backbone_bytes)])
-    headline = (
-        f"{len(placement.branches)} branches, {format_bytes(placement.size_bytes)} with the backbone, mAE "
-        f"{placement.expectation:.1%} over {placement.horizon_ms:.3f} ms (searched {placement.search_ms:.3f} ms)"
-    )
-    return headline, table(["branch", "answers at ms>", "accuracy>", "bytes>"], rows)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from meedge_ray.cli import bundles, doctor, serving
+from meedge_ray.cli import bundles, doctor, placing, serving
 from meedge_ray.domain.errors import MeedgeError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 app.command()(bundles.build)
 app.command()(bundles.inspect)
-app.command()(bundles.place)
+app.command()(placing.place)
 app.command()(bundles.infer)
 app.command()(bundles.evaluate)
 app.command()(serving.serve)

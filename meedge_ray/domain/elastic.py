@@ -3,11 +3,11 @@
 Shapes are without the batch dimension. Accuracies are fractions 0..1 measured on the validation split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1  # of the bundle's manifest; a reader refuses what it does not know
+FORMAT = 2  # of the bundle's manifest; a reader refuses what it does not know
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +32,40 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A trained classifier at an exit point: one convolution choice and one FC choice."""
+    """A trained classifier at an exit point: one convolution choice and one FC choice.
+
+    `units` run one after the other: the whole branch, or a convolution that other branches share and the FC layers.
+    `merged_neurons` counts the neurons that weight sharing took from each hidden layer (MEEdge 3.5.1).
+    """
 
     name: str
     exit_index: int
     convolution: str
     fc: str
-    unit: Unit
+    units: tuple[Unit, ...]
     parameters: int
     accuracy: float
+    merged_neurons: tuple[int, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its units; what it shares with a resident branch comes free."""
+        return sum(unit.size_bytes for unit in self.units)
+
+
+def distinct_units(units: Iterable[Unit]) -> tuple[Unit, ...]:
+    """Return every unit once, in the order they come first."""
+    return tuple({unit.sha256: unit for unit in units}.values())
+
+
+def units_of(branches: Iterable[Branch]) -> tuple[Unit, ...]:
+    """Return the units of branches, each once: what they are together, stored or resident."""
+    return distinct_units(unit for branch in branches for unit in branch.units)
+
+
+def bytes_of(branches: Iterable[Branch]) -> int:
+    """Return the bytes of branches that are resident together: a shared unit counts once."""
+    return sum(unit.size_bytes for unit in units_of(branches))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

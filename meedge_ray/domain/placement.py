@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Placement:
     """Names of the placed branches in the order they run, with what was promised for them.
 
-    `size_bytes` counts backbone and branches; `expectation` is the mAE over `horizon_ms`.
+    `size_bytes` counts backbone and branches, a shared unit once; `expectation` is the mAE over `horizon_ms`.
     """
 
     branches: tuple[str, ...]

@@ -1,8 +1,7 @@
 """One model kept answering under a changing memory budget."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from meedge_ray.api.serving import PlacementRequest, PlacementResponse
 from meedge_ray.bundle.manifest import bundle_sha256, bundle_units
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.answer import Answer
-from meedge_ray.domain.elastic import Bundle, Unit
+from meedge_ray.domain.elastic import Branch, Bundle, bytes_of, units_of
 from meedge_ray.domain.errors import (
     BudgetError,
     IntegrityError,
@@ -168,12 +167,11 @@ class Device:
         return _Running(bundle, bundle_sha256(bundle), placer, engine)
 
     def _shrink(self, memory_bytes: int) -> None:
-        running = self._running
-        if running.engine.resident_bytes <= memory_bytes:
+        engine = self._running.engine
+        if engine.resident_bytes <= memory_bytes:
             return
-        resident = set(running.engine.branches)
-        units = {branch.unit.sha256 for branch in running.bundle.branches if branch.name in resident}
-        self._load(self._local_choice(memory_bytes, units), memory_bytes, self._cache.stored)
+        units = {unit.sha256 for unit in units_of(self._branches(engine.branches))}
+        self._load(self._local_choice(memory_bytes, units), memory_bytes)
         self._decision = _Decision(memory_bytes, "local", "the memory shrank; the service was not asked yet")
 
     def _follow_service(self, memory_bytes: int) -> None:
@@ -183,19 +181,18 @@ class Device:
         running = self._running
         if not set(response.branches) <= {branch.name for branch in running.bundle.branches}:
             raise UnavailableError("the service placed branches of another bundle", do="Try again later")
-        sizes = {branch.name: branch.unit.size_bytes for branch in running.bundle.branches}
-        if running.bundle.backbone_bytes + sum(sizes[name] for name in response.branches) > memory_bytes:
+        wanted = self._branches(response.branches)
+        if running.bundle.backbone_bytes + bytes_of(wanted) > memory_bytes:
             raise UnavailableError("the service placed more than fits the memory", do="Upgrade the service")
-        for branch in running.bundle.branches:
-            if branch.name in response.branches and branch.name not in running.engine.branches:
-                self._cache.ensure(branch.unit)
-        self._load(response.branches, memory_bytes, self._cache.stored)
+        for unit in units_of(branch for branch in wanted if branch.name not in running.engine.branches):
+            self._cache.ensure(unit)
+        self._load(response.branches, memory_bytes)
 
     def _rebuild(self) -> None:
         bundle = self._cache.bundle(self.model)
         for block in bundle.blocks:
             self._cache.ensure(block.unit)
-        self._running.engine.place(())
+        self._running.engine.place((), self._cache.stored)
         self._running = self._loaded(bundle)
 
     def _ask(self, memory_bytes: int) -> PlacementResponse:
@@ -217,7 +214,7 @@ class Device:
         while True:
             held = self._held(self._running.bundle)
             try:
-                self._load(self._local_choice(memory_bytes, held), memory_bytes, self._cache.stored)
+                self._load(self._local_choice(memory_bytes, held), memory_bytes)
             except (NotFoundError, IntegrityError):
                 continue  # a damaged unit is held no more: choose among the rest
             return
@@ -226,21 +223,21 @@ class Device:
         try:
             return self._running.placer.restricted(frozenset(units)).place(memory_bytes).branches
         except BudgetError as error:
-            self._running.engine.place(())
+            self._running.engine.place((), self._cache.stored)
             self._decision = _Decision(memory_bytes, "local", str(error))
             raise
 
-    def _load(self, names: Iterable[str], memory_bytes: int, read: Callable[[Unit], bytes]) -> None:
-        engine, wanted = self._running.engine, set(names)
-        candidates = [
-            (branch, partial(read, branch.unit)) for branch in self._running.bundle.branches if branch.name in wanted
-        ]
-        resident = set(engine.branches)
-        kept = [candidate for candidate in candidates if candidate[0].name in resident]
-        new_bytes = sum(branch.unit.size_bytes for branch, _ in candidates if branch.name not in resident)
-        if engine.resident_bytes + new_bytes > memory_bytes:
-            engine.place(kept)  # old and new would not fit side by side
-        engine.place(candidates)
+    def _load(self, names: Iterable[str], memory_bytes: int) -> None:
+        running, read = self._running, self._cache.stored
+        wanted, resident = self._branches(names), self._branches(running.engine.branches)
+        if running.bundle.backbone_bytes + bytes_of((*resident, *wanted)) > memory_bytes:
+            # Old and new would not fit side by side.
+            running.engine.place([branch for branch in wanted if branch in resident], read)
+        running.engine.place(wanted, read)
+
+    def _branches(self, names: Iterable[str]) -> list[Branch]:
+        chosen = set(names)
+        return [branch for branch in self._running.bundle.branches if branch.name in chosen]
 
     def _held(self, bundle: Bundle) -> frozenset[str]:
         return self._cache.store.held() & {unit.sha256 for unit in bundle_units(bundle)}

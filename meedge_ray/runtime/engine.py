@@ -1,17 +1,17 @@
 """The elastic engine: block by block, branch by branch, with the best result so far always at hand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from threading import Lock
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meedge_ray.domain.answer import Answer, Ending, Output
-from meedge_ray.domain.elastic import Branch, InputSpec
+from meedge_ray.domain.elastic import Branch, InputSpec, Unit, units_of
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.memory import release_to_os
 from meedge_ray.runtime.preemption import Preemption
@@ -23,9 +23,7 @@ BATCH = 128  # samples evaluated at once: features of more only cost memory
 # So few confidences are quicker in plain Python: 4 against 13 microseconds for 10, right after a network ran.
 FEW_NUMBERS = 32
 
-# A branch and how to get its unit's verified bytes, asked for only where the unit is not loaded yet.
-Candidate = tuple[Branch, Callable[[], bytes]]
-
+_CHAIN: Final = 0  # the slot of the chain's features; behind it come those that branches of the exit share
 _NEVER = Preemption()
 
 
@@ -41,27 +39,24 @@ class _Step(NamedTuple):
     run: Callable[..., Any]
     output_names: list[str]
     input_name: str
-    exit: Exit | None  # None: the output is the features of the next step
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentBranch:
-    """A loaded branch."""
-
-    branch: Branch
-    session: UnitSession
+    source: int  # the slot of its input
+    target: int  # the slot of its output, unless that is a result
+    exit: Exit | None  # None: the output is features, not a result
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    branches: tuple[ResidentBranch, ...]
+    branches: tuple[Branch, ...]
+    sessions: Mapping[str, UnitSession]  # of the branches' units, by SHA-256
     steps: tuple[_Step, ...]
+    slots: int
     size_bytes: int
 
 
 class Engine:
     """Runs the backbone block by block and the resident branches on the way, in ONNX Runtime, a session a unit.
 
+    A unit that branches share is loaded once; where it comes first in branches of one exit, an inference runs it once.
     Every method may be called from any thread. An inference sees one consistent set of branches however often
     it is replaced meanwhile.
     """
@@ -100,30 +95,34 @@ class Engine:
                 f"the last block returns shape {features.shape}, expected are logits (1, classes)", where=name
             )
         self._logits_shape = features.shape
-        self._placed = self._placement(())
+        self._placed = self._placement((), {})
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Names of the resident branches in the order they run."""
-        return tuple(resident.branch.name for resident in self._placed.branches)
+        return tuple(branch.name for branch in self._placed.branches)
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the units loaded now: blocks and branches."""
+        """Bytes of the units loaded now, blocks and branches; a shared unit counts once."""
         return self._placed.size_bytes
 
-    def place(self, candidates: Sequence[Candidate]) -> None:
+    def place(self, branches: Sequence[Branch], read: Callable[[Unit], bytes]) -> None:
         """Make exactly these branches the resident ones: keep what is loaded, load the rest, then swap.
 
         Branches of one exit run in the order of their accuracy. Inferences under way go on with the branches
         they started with. Until the swap old and new branches are in memory together.
 
+        Args:
+            branches: the wanted ones, in any order.
+            read: returns a unit's verified bytes; asked once for every unit that is not loaded yet.
+
         Raises:
-            InvalidInputError: a unit does not fit its exit point; the resident branches stay as they are.
+            InvalidInputError: a branch does not fit its exit point; the resident branches stay as they are.
             MeedgeError: whatever getting a unit's bytes raised; the resident branches stay as they are.
         """
         with self._placing:
-            self._swap(candidates)
+            self._swap(branches, read)
         release_to_os()
 
     def infer(
@@ -150,15 +149,16 @@ class Engine:
         start = now = perf_counter()
         limit = inf if deadline_ms is None else start + _checked_deadline(deadline_ms) / 1e3
         stop = _NEVER if preemption is None else preemption
-        features = self._normalizer.one(sample)
+        placed = self._placed
+        slots = [self._normalizer.one(sample)] * placed.slots
         results: list[tuple[Exit, float, Floats]] = []
-        for run, output_names, input_name, exit_ in self._placed.steps:
+        for run, output_names, input_name, source, target, exit_ in placed.steps:
             if now >= limit or stop.at != inf:
                 break
-            value = run(output_names, {input_name: features}, None)[0]
+            value = run(output_names, {input_name: slots[source]}, None)[0]
             now = perf_counter()
             if exit_ is None:
-                features = value
+                slots[target] = value
             elif now < limit and now < stop.at:
                 results.append((exit_, now, value))
         ending: Ending = "preempted" if stop.at <= limit and stop.at != inf else "deadline"
@@ -172,15 +172,15 @@ class Engine:
         Raises:
             InvalidInputError: `samples` has not shape `(n, *input.shape)` or is not finite numbers.
         """
-        steps = self._placed.steps
+        placed = self._placed
         inputs = self._normalizer.batch(samples)
-        parts: dict[str | None, list[Floats]] = {step.exit.branch: [] for step in steps if step.exit}
+        parts: dict[str | None, list[Floats]] = {step.exit.branch: [] for step in placed.steps if step.exit}
         for first in range(0, len(inputs), BATCH):
-            features = inputs[first : first + BATCH]
-            for run, output_names, input_name, exit_ in steps:
-                value = run(output_names, {input_name: features}, None)[0]
+            slots = [inputs[first : first + BATCH]] * placed.slots
+            for run, output_names, input_name, source, target, exit_ in placed.steps:
+                value = run(output_names, {input_name: slots[source]}, None)[0]
                 if exit_ is None:
-                    features = value
+                    slots[target] = value
                 else:
                     parts[exit_.branch].append(value)
         none = np.empty((0, self._logits_shape[1]), np.float32)
@@ -189,21 +189,28 @@ class Engine:
     def unit_times(self, sample: Any) -> tuple[NDArray[np.float64], dict[str, float]]:  # noqa: ANN401
         """Run one raw sample to the end; return the ms of every block, and of every resident branch by name.
 
+        A branch's time is that of all its units: one that others share runs once and counts for each of them.
+
         Raises:
             InvalidInputError: the sample has another shape or is not finite numbers.
         """
-        features = self._normalizer.one(sample)
+        placed = self._placed
+        slots = [self._normalizer.one(sample)] * placed.slots
+        slot_ms = [0.0] * placed.slots  # spent since the chain
         block_ms: list[float] = []
         branch_ms: dict[str, float] = {}
-        for run, output_names, input_name, exit_ in self._placed.steps:
+        for run, output_names, input_name, source, target, exit_ in placed.steps:
             start = perf_counter()
-            value = run(output_names, {input_name: features}, None)[0]
+            value = run(output_names, {input_name: slots[source]}, None)[0]
             time_ms = (perf_counter() - start) * 1e3
             if exit_ is not None and exit_.branch is not None:
-                branch_ms[exit_.branch] = time_ms
-            else:
+                branch_ms[exit_.branch] = slot_ms[source] + time_ms
+                continue
+            slots[target] = value
+            if target == _CHAIN:
                 block_ms.append(time_ms)
-                features = value
+            else:
+                slot_ms[target] = slot_ms[source] + time_ms
         return np.asarray(block_ms), branch_ms
 
     def random_sample(self, seed: int = 0) -> Floats:
@@ -211,37 +218,58 @@ class Engine:
         shape = self._normalizer.shape
         return self._normalizer.raw(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
-    def _swap(self, candidates: Sequence[Candidate]) -> None:
-        loaded = {resident.branch.unit.sha256: resident.session for resident in self._placed.branches}
-        residents = []
-        for branch, read in sorted(candidates, key=lambda pair: (pair[0].exit_index, pair[0].accuracy)):
-            session = loaded.get(branch.unit.sha256) or self._load(branch, read)
-            residents.append(ResidentBranch(branch, session))
-        self._placed = self._placement(tuple(residents))
+    def _swap(self, branches: Sequence[Branch], read: Callable[[Unit], bytes]) -> None:
+        resident, sessions = set(self._placed.branches), dict(self._placed.sessions)
+        ordered = tuple(sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy)))
+        for branch in ordered:
+            if branch not in resident:
+                self._load(branch, read, sessions)
+        kept = {unit.sha256: sessions[unit.sha256] for unit in units_of(ordered)}
+        self._placed = self._placement(ordered, kept)
 
-    def _load(self, branch: Branch, read: Callable[[], bytes]) -> UnitSession:
+    def _load(self, branch: Branch, read: Callable[[Unit], bytes], sessions: dict[str, UnitSession]) -> None:
+        # Adds to `sessions` what they lack, and runs the whole branch once.
         name = f"branch {branch.name}"
         if not 0 <= branch.exit_index < len(self._blocks) - 1:
             raise InvalidInputError(f"there is no exit point {branch.exit_index}", where=name)
-        session = load_unit(read(), name=name, threads=self._threads)
         features = np.zeros(self._feature_shapes[branch.exit_index], np.float32)
-        checked_output(session, features, name=name, shape=self._logits_shape)
-        return session
+        last = len(branch.units) - 1
+        for index, unit in enumerate(branch.units):
+            if unit.sha256 not in sessions:
+                sessions[unit.sha256] = load_unit(read(unit), name=name, threads=self._threads)
+            shape = self._logits_shape if index == last else None
+            features = checked_output(sessions[unit.sha256], features, name=name, shape=shape)
 
-    def _placement(self, residents: tuple[ResidentBranch, ...]) -> _Placed:
-        steps = []
+    def _placement(self, branches: tuple[Branch, ...], sessions: Mapping[str, UnitSession]) -> _Placed:
+        steps: list[_Step] = []
         for index, block in enumerate(self._blocks):
-            steps.append(_step(block, self._final if index == self._final.exit_index else None))
-            for resident in residents:
-                branch = resident.branch
-                if branch.exit_index == index:
-                    steps.append(_step(resident.session, Exit(index, branch.name, branch.accuracy)))
-        units = (*self._blocks, *(resident.session for resident in residents))
-        return _Placed(residents, tuple(steps), sum(unit.size_bytes for unit in units))
+            steps.append(_step(block, _CHAIN, _CHAIN, self._final if index == self._final.exit_index else None))
+            steps += _branch_steps([branch for branch in branches if branch.exit_index == index], sessions)
+        return _Placed(
+            branches=branches,
+            sessions=sessions,
+            steps=tuple(steps),
+            slots=1 + max(step.target for step in steps),
+            size_bytes=sum(session.size_bytes for session in (*self._blocks, *sessions.values())),
+        )
 
 
-def _step(unit: UnitSession, exit_: Exit | None) -> _Step:
-    return _Step(unit.run, unit.output_names, unit.input_name, exit_)
+def _branch_steps(branches: Sequence[Branch], sessions: Mapping[str, UnitSession]) -> Iterator[_Step]:
+    # Of one exit, in order. A slot holds what a run of first units makes of the chain's features.
+    slots: dict[tuple[Unit, ...], int] = {(): _CHAIN}
+    for branch in branches:
+        for end, unit in enumerate(branch.units, start=1):
+            source, done = slots[branch.units[: end - 1]], branch.units[:end]
+            if end == len(branch.units):
+                exit_ = Exit(branch.exit_index, branch.name, branch.accuracy)
+                yield _step(sessions[unit.sha256], source, source, exit_)
+            elif done not in slots:
+                slots[done] = len(slots)
+                yield _step(sessions[unit.sha256], source, slots[done], None)
+
+
+def _step(unit: UnitSession, source: int, target: int, exit_: Exit | None) -> _Step:
+    return _Step(unit.run, unit.output_names, unit.input_name, source, target, exit_)
 
 
 def _checked_deadline(deadline_ms: float) -> float:

@@ -1,11 +1,10 @@
 """From stored units to an engine."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import Block, Branch, InputSpec
-from meedge_ray.runtime.engine import Candidate, Engine
+from meedge_ray.domain.elastic import Block, InputSpec, Unit
+from meedge_ray.runtime.engine import Engine
 
 
 def load_engine(store: UnitStore, input_spec: InputSpec, blocks: Sequence[Block], final_accuracy: float) -> Engine:
@@ -19,6 +18,6 @@ def load_engine(store: UnitStore, input_spec: InputSpec, blocks: Sequence[Block]
     return Engine(input_spec, units, final_accuracy=final_accuracy)
 
 
-def stored_candidates(store: UnitStore, branches: Iterable[Branch]) -> list[Candidate]:
-    """Return the branches with the way to get their verified bytes, as `Engine.place` wants them."""
-    return [(branch, partial(store.read, branch.unit.sha256)) for branch in branches]
+def unit_reader(store: UnitStore) -> Callable[[Unit], bytes]:
+    """Return what gives a unit's verified bytes, as `Engine.place` wants it."""
+    return lambda unit: store.read(unit.sha256)

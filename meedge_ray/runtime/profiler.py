@@ -3,39 +3,47 @@
 import platform
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from meedge_ray.domain.elastic import Profile
+from meedge_ray.domain.elastic import Branch, Profile, Unit
 from meedge_ray.domain.errors import InvalidInputError
-from meedge_ray.runtime.engine import Candidate, Engine
+from meedge_ray.runtime.engine import Engine
 
 RUNS = 100
 WARM_UP_RUNS = 10
 # Branches loaded at once: enough that weights leave the processor's cache between two runs, as in real work,
-# few enough that hundreds of candidates never are in memory together.
+# few enough that hundreds of branches never are in memory together.
 GROUP = 16
 # The expectation under a uniform kill is linear in every time, so the mean is the right statistic; the slowest
 # runs are left out because what they measure is the scheduler, not the unit.
 KEPT_SHARE = 0.95
 
 
-def profile(engine: Engine, candidates: Sequence[Candidate], *, device_type: str, runs: int = RUNS) -> Profile:
+def profile(
+    engine: Engine,
+    branches: Sequence[Branch],
+    read: Callable[[Unit], bytes],
+    *,
+    device_type: str,
+    runs: int = RUNS,
+) -> Profile:
     """Measure the time of every block and branch on this device, batch 1, as they run in the chain.
 
-    The engine's branches are replaced by the candidates, a group at a time; afterwards none is resident.
+    The engine's branches are replaced by these, a group at a time; afterwards none is resident.
 
     Args:
         engine: runs what is measured; nothing else should run meanwhile.
-        candidates: the branches to measure; each unit is asked for once.
+        branches: those to measure, in groups as they come.
+        read: returns a unit's verified bytes.
         device_type: the name the profile goes by, such as `device_type()`.
         runs: counted runs of every branch.
 
     Raises:
-        InvalidInputError: `runs` is not above 0, or a unit does not fit its exit point.
+        InvalidInputError: `runs` is not above 0, or a branch does not fit its exit point.
         MeedgeError: whatever getting a unit's bytes raised.
     """
     if runs < 1:
@@ -43,16 +51,16 @@ def profile(engine: Engine, candidates: Sequence[Candidate], *, device_type: str
     sample = engine.random_sample()
     block_runs: list[np.ndarray] = []
     branch_runs: dict[str, list[float]] = defaultdict(list)
-    groups = [candidates[first : first + GROUP] for first in range(0, len(candidates), GROUP)] or [()]
+    groups = [branches[first : first + GROUP] for first in range(0, len(branches), GROUP)] or [()]
     for group in groups:
-        engine.place(group)
+        engine.place(group, read)
         for run in range(WARM_UP_RUNS + runs):
             block_ms, branch_ms = engine.unit_times(sample)
             if run >= WARM_UP_RUNS:
                 block_runs.append(block_ms)
                 for name, time_ms in branch_ms.items():
                     branch_runs[name].append(time_ms)
-    engine.place(())
+    engine.place((), read)
     return Profile(
         device_type=device_type,
         engine=f"onnxruntime {ort.__version__}",

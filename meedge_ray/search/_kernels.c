@@ -1,41 +1,43 @@
-/* The hot loops of meedge_ray.search. Each has a NumPy twin, named beside it, that gives the same result
- * to the last bit: the arithmetic below follows the twin's order, and no multiply-add may be fused.
+/* The hot loops of meedge_ray.search. Each has a twin in Python, named beside it, that gives the same result
+ * to the last bit: the arithmetic follows the twin's order, and no multiply-add may be fused.
  *
  * Only the buffer protocol is used, so that building needs no NumPy. The lock is released while they run.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
+#include "_kernels.h"
 #include <string.h>
 
-#if defined(__clang__)
-#pragma STDC FP_CONTRACT OFF
-#elif defined(__GNUC__)
-#pragma GCC optimize("fp-contract=off")
-#endif
-
-/* Borrows a one-dimensional contiguous buffer of `count` items (any count if negative) of one kind. */
-static int borrow(PyObject *object, Py_buffer *view, const char *name, const char *kinds, Py_ssize_t item,
-                  Py_ssize_t count, int writable)
+static int borrow_one(PyObject *object, Py_buffer *view, const Wanted *wanted, Py_ssize_t count)
 {
-    int flags = PyBUF_ND | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0);
+    int flags = PyBUF_ND | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (wanted->writable ? PyBUF_WRITABLE : 0);
     if (PyObject_GetBuffer(object, view, flags) < 0) {
         return -1;
     }
     const char *format = view->format ? view->format : "B";
-    int known = format[0] != '\0' && format[1] == '\0' && strchr(kinds, format[0]) != NULL;
-    if (view->ndim != 1 || !known || view->itemsize != item || (count >= 0 && view->shape[0] != count)) {
-        PyErr_Format(PyExc_ValueError, "%s: wrong type or length", name);
+    int known = format[0] != '\0' && format[1] == '\0' && strchr(wanted->kinds, format[0]) != NULL;
+    if (view->ndim != 1 || !known || view->itemsize != wanted->item || (count >= 0 && view->shape[0] != count)) {
+        PyErr_Format(PyExc_ValueError, "%s: wrong type or length", wanted->name);
         PyBuffer_Release(view);
         return -1;
     }
     return 0;
 }
 
-static void release(Py_buffer *views, int count)
+int meedge_borrow(PyObject *const *objects, Py_buffer *views, const Wanted *wanted, int number)
 {
-    while (count-- > 0) {
-        PyBuffer_Release(&views[count]);
+    for (int i = 0; i < number; i++) {
+        const Py_ssize_t count = i == 0 ? -1 : views[0].shape[0] + wanted[i].longer;
+        if (borrow_one(objects[i], &views[i], &wanted[i], count) < 0) {
+            meedge_release(views, i);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+void meedge_release(Py_buffer *views, int number)
+{
+    while (number-- > 0) {
+        PyBuffer_Release(&views[number]);
     }
 }
 
@@ -60,24 +62,33 @@ typedef struct {
     Py_ssize_t count;
 } Pool;
 
+/* WIDE functions are compiled for wider registers too, and the processor decides; what they call is inlined. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define WIDE
+#define INLINE static inline
+#endif
+
 enum { BLOCK = 32 };
 
 /* A label's value on one straight line: what it is worth where accuracy at hand counts `chance` less. */
-static inline double worth(double value, double accuracy, double chance)
+INLINE double worth(double value, double accuracy, double chance)
 {
     return value - accuracy * chance;
 }
 
 /* A label's value, less what it loses by being later than another. */
-static inline double delayed(double value, double spent, double other_spent, double delay)
+INLINE double delayed(double value, double spent, double other_spent, double delay)
 {
     const double later = spent - other_spent;
     return value - (later > 0.0 ? later : 0.0) * delay;
 }
 
 /* What is lost if pool entry `x` stands for label `i`; nothing if negative. */
-static inline double slack_of(const Pool *pool, Py_ssize_t x, double spent, double at_low, double at_high, double low,
-                              double high)
+INLINE double slack_of(const Pool *pool, Py_ssize_t x, double spent, double at_low, double at_high, double low,
+                       double high)
 {
     const double value = delayed(pool->value[x], pool->spent[x], spent, pool->delay[x]);
     const double first = at_low - worth(value, pool->accuracy[x], low);
@@ -86,7 +97,7 @@ static inline double slack_of(const Pool *pool, Py_ssize_t x, double spent, doub
 }
 
 /* Returns the first pool entry that covers label `i`, or -1; its slack in `slack`. */
-static Py_ssize_t find_cover(const Labels *labels, int64_t i, const Pool *pool, double *slack)
+INLINE Py_ssize_t find_cover(const Labels *labels, int64_t i, const Pool *pool, double *slack)
 {
     const double spent = labels->spent[i], low = labels->low[i], high = labels->high[i];
     const double at_low = worth(labels->value[i], labels->accuracy[i], low);
@@ -109,31 +120,54 @@ static Py_ssize_t find_cover(const Labels *labels, int64_t i, const Pool *pool, 
     return -1;
 }
 
+/* Whether label `i`, of this value, covers pool entry `x`, whatever their size. */
+INLINE int obsolete(const Pool *pool, Py_ssize_t x, double spent, double value, double accuracy, double delay,
+                    uint64_t used)
+{
+    const double low = pool->low[x], high = pool->high[x];
+    const double mine = delayed(value, spent, pool->spent[x], delay);
+    return (worth(mine, accuracy, low) >= worth(pool->value[x], pool->accuracy[x], low)) &
+           (worth(mine, accuracy, high) >= worth(pool->value[x], pool->accuracy[x], high)) &
+           ((used & ~pool->used[x]) == 0);
+}
+
+INLINE void move(Pool *pool, Py_ssize_t to, Py_ssize_t from)
+{
+    pool->spent[to] = pool->spent[from];
+    pool->value[to] = pool->value[from];
+    pool->accuracy[to] = pool->accuracy[from];
+    pool->low[to] = pool->low[from];
+    pool->high[to] = pool->high[from];
+    pool->delay[to] = pool->delay[from];
+    pool->used[to] = pool->used[from];
+    pool->index[to] = pool->index[from];
+}
+
 /* Appends label `i` and packs away those that it covers, whatever their size. */
-static void enter(const Labels *labels, int64_t i, Pool *pool)
+INLINE void enter(const Labels *labels, int64_t i, Pool *pool)
 {
     const double spent = labels->spent[i], value = labels->value[i], accuracy = labels->accuracy[i];
     const double rise = labels->top - accuracy;
     const double delay = labels->steepness * (rise > 0.0 ? rise : 0.0);
     const uint64_t used = labels->used[i];
     Py_ssize_t to = 0;
-    for (Py_ssize_t x = 0; x < pool->count; x++) {
-        const double low = pool->low[x], high = pool->high[x];
-        const double mine = delayed(value, spent, pool->spent[x], delay);
-        const int obsolete = (worth(mine, accuracy, low) >= worth(pool->value[x], pool->accuracy[x], low)) &
-                             (worth(mine, accuracy, high) >= worth(pool->value[x], pool->accuracy[x], high)) &
-                             ((used & ~pool->used[x]) == 0);
-        if (to < x) {
-            pool->spent[to] = pool->spent[x];
-            pool->value[to] = pool->value[x];
-            pool->accuracy[to] = pool->accuracy[x];
-            pool->low[to] = low;
-            pool->high[to] = high;
-            pool->delay[to] = pool->delay[x];
-            pool->used[to] = pool->used[x];
-            pool->index[to] = pool->index[x];
+    for (Py_ssize_t start = 0; start < pool->count; start += BLOCK) {
+        const Py_ssize_t end = start + BLOCK < pool->count ? start + BLOCK : pool->count;
+        int packing = to < start || end - start < BLOCK;
+        if (!packing) { /* without branches: a block is one vector loop */
+            for (Py_ssize_t x = start; x < start + BLOCK; x++) {
+                packing |= obsolete(pool, x, spent, value, accuracy, delay, used);
+            }
         }
-        to += !obsolete;
+        if (!packing) {
+            to = end;
+            continue;
+        }
+        for (Py_ssize_t x = start; x < end; x++) {
+            const int gone = obsolete(pool, x, spent, value, accuracy, delay, used);
+            move(pool, to, x);
+            to += !gone;
+        }
     }
     pool->spent[to] = spent;
     pool->value[to] = value;
@@ -146,6 +180,7 @@ static void enter(const Labels *labels, int64_t i, Pool *pool)
     pool->count = to + 1;
 }
 
+WIDE
 static void keep_uncovered(const Labels *labels, Pool *pool)
 {
     for (Py_ssize_t place = 0; place < labels->count; place++) {
@@ -183,14 +218,10 @@ PyDoc_STRVAR(uncovered_doc,
 
 static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    static const struct {
-        const char *name, *kinds;
-        Py_ssize_t item;
-        int writable;
-    } wanted[] = {
-        {"order", "lq", 8, 0}, {"spent", "d", 8, 0}, {"value", "d", 8, 0},
-        {"accuracy", "d", 8, 0}, {"low", "d", 8, 0}, {"high", "d", 8, 0},
-        {"used", "LQ", 8, 0}, {"loss", "d", 8, 1}, {"keep", "?", 1, 1},
+    static const Wanted wanted[] = {
+        {"order", "lq", 8, 0, 0}, {"spent", "d", 8, 0, 0}, {"value", "d", 8, 0, 0},
+        {"accuracy", "d", 8, 0, 0}, {"low", "d", 8, 0, 0}, {"high", "d", 8, 0, 0},
+        {"used", "LQ", 8, 0, 0}, {"loss", "d", 8, 0, 1}, {"keep", "?", 1, 0, 1},
     };
     enum { VIEWS = 9, NUMBERS = 3, COLUMNS = 8, ITEM = 8 };
     if (nargs != VIEWS + NUMBERS) {
@@ -204,23 +235,18 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
         }
     }
     Py_buffer views[VIEWS];
-    Py_ssize_t count = -1;
-    for (int i = 0; i < VIEWS; i++) {
-        if (borrow(args[i], &views[i], wanted[i].name, wanted[i].kinds, wanted[i].item, count,
-                   wanted[i].writable) < 0) {
-            release(views, i);
-            return NULL;
-        }
-        count = views[0].shape[0];
+    if (meedge_borrow(args, views, wanted, VIEWS) < 0) {
+        return NULL;
     }
+    const Py_ssize_t count = views[0].shape[0];
     if (!is_permutation(views[0].buf, views[8].buf, count)) {
-        release(views, VIEWS);
+        meedge_release(views, VIEWS);
         PyErr_SetString(PyExc_ValueError, "order: not a permutation");
         return NULL;
     }
     char *space = count > PY_SSIZE_T_MAX / (COLUMNS * ITEM) ? NULL : PyMem_RawMalloc((size_t)count * COLUMNS * ITEM + 1);
     if (space == NULL) {
-        release(views, VIEWS);
+        meedge_release(views, VIEWS);
         return PyErr_NoMemory();
     }
     const size_t column = (size_t)count * ITEM;
@@ -254,7 +280,7 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
     keep_uncovered(&labels, &pool);
     Py_END_ALLOW_THREADS
     PyMem_RawFree(space);
-    release(views, VIEWS);
+    meedge_release(views, VIEWS);
     Py_RETURN_NONE;
 }
 
@@ -262,6 +288,7 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
 
 static PyMethodDef methods[] = {
     {"uncovered", (PyCFunction)(void (*)(void))uncovered, METH_FASTCALL, uncovered_doc},
+    {"search_tree", (PyCFunction)(void (*)(void))meedge_search_tree, METH_FASTCALL, meedge_search_tree_doc},
     {NULL, NULL, 0, NULL},
 };
 

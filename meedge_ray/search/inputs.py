@@ -160,7 +160,7 @@ def read_number(value: float, where: str, *, most: float = np.inf, finite: bool 
 def read_law(survival: Callable[[Any], Any] | None, *, horizon_ms: float, final_ms: float) -> Law:
     """Return the chance of not being killed yet as a function of an array of times in ms.
 
-    None is the uniform law over the horizon: max(0, 1 - t / horizon).
+    None is the uniform law over the horizon: max(0, 1 - t / horizon). A `Law` keeps its steepness.
 
     Raises:
         InvalidInputError: the horizon ends before the final exit, or `survival` leaves 0..1 or rises.
@@ -184,6 +184,8 @@ def read_law(survival: Callable[[Any], Any] | None, *, horizon_ms: float, final_
 
 
 def _vectorised(survival: Callable[[Any], Any], times: Floats) -> Law:
+    if isinstance(survival, Law):
+        return survival
     try:
         whole = np.shape(survival(times)) == times.shape
     except (TypeError, ValueError):

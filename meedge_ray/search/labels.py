@@ -57,8 +57,8 @@ class _Labels:
         none, root = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
         return cls(none, nothing, nothing.copy(), nothing.copy(), none.astype(np.uint64), nothing.copy(), root)
 
-    def take(self, which: Integers | npt.NDArray[np.bool_]) -> "_Labels":
-        return _Labels(*(getattr(self, name)[which] for name in self.__slots__))
+    def take(self, which: Integers) -> "_Labels":
+        return _Labels(*(getattr(self, name).take(which) for name in self.__slots__))
 
     def join(self, other: "_Labels") -> "_Labels":
         return _Labels(*(np.concatenate((getattr(self, name), getattr(other, name))) for name in self.__slots__))
@@ -68,24 +68,26 @@ class _Tree:
     """Every step taken, with the one before it; node 0 is the empty placement."""
 
     def __init__(self) -> None:
-        self._parents: list[int] = [0]
-        self._outputs: list[int] = [FINAL]
+        self._parents = [np.zeros(1, dtype=np.int64)]
+        self._outputs = [FINAL]  # of all nodes that grew at once
+        self._count = 1
 
     def grow(self, parents: Integers, output: int) -> Integers:
-        start = len(self._parents)
-        self._parents.extend(parents.tolist())
-        self._outputs.extend([output] * len(parents))
-        return np.arange(start, len(self._parents))
+        start = self._count
+        self._parents.append(parents)
+        self._outputs.append(output)
+        self._count += len(parents)
+        return np.arange(start, self._count)
 
     def paths(self, nodes: Integers) -> list[tuple[int, ...]]:
-        return [self._path(node) for node in nodes.tolist()]
-
-    def _path(self, node: int) -> tuple[int, ...]:
-        path: list[int] = []
-        while node:
-            path.append(self._outputs[node])
-            node = self._parents[node]
-        return tuple(reversed(path))
+        parents = np.concatenate(self._parents)
+        outputs = np.repeat(self._outputs, [len(grown) for grown in self._parents])
+        steps = []  # of all paths at once, the last first
+        while nodes.any():
+            steps.append(outputs[nodes])
+            nodes = parents[nodes]
+        columns = np.array(steps[::-1], dtype=np.int64).reshape(len(steps), len(nodes)).T
+        return [tuple(path[path != FINAL].tolist()) for path in columns]
 
 
 def search_labels(
@@ -133,10 +135,10 @@ def search_labels(
 
 def _extend(labels: _Labels, candidates: Candidates, size: int, output: int, bit: np.uint64, law: Law) -> _Labels:
     accuracy = candidates.accuracy[output]
-    longer = labels.take((labels.accuracy < accuracy) & ((labels.used & bit) == 0))
-    gain = (accuracy - longer.accuracy) * law(candidates.alone_ms[output] + longer.spent)
+    which = np.flatnonzero((labels.accuracy < accuracy) & ((labels.used & bit) == 0))
+    gain = (accuracy - labels.accuracy[which]) * law(candidates.alone_ms[output] + labels.spent[which])
     worth = gain > 0
-    longer, gain = longer.take(worth), gain[worth]
+    longer, gain = labels.take(which[worth]), gain[worth]
     longer.size += size
     longer.spent += candidates.cost_ms[output]
     longer.value += gain

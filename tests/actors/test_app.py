@@ -1,4 +1,5 @@
 import json
+from itertools import combinations
 
 import httpx
 import pytest
@@ -7,8 +8,10 @@ from hypothesis import strategies as st
 
 from meedge_ray.actors.app import create_app
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
+from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units, unit_store
 from meedge_ray.bundle.store import UnitStore
+from meedge_ray.domain.elastic import bytes_of, units_of
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
@@ -88,7 +91,7 @@ def test_a_frontier_needs_a_profile_and_a_usable_horizon(http, query, status):
 def test_a_placement_names_all_units_and_those_to_fetch(http, world):
     want = Placer(world.bundle).place(EVERYTHING)
     blocks = [block.unit.sha256 for block in world.bundle.blocks]
-    placed = [world.branch(name).unit.sha256 for name in want.branches]
+    placed = names(units_of(world.branch(name) for name in want.branches))
     assert placed
     got = place(http, memory_bytes=EVERYTHING, held=[*blocks, placed[0], "f" * 64])
     assert tuple(got.branches) == want.branches
@@ -97,6 +100,19 @@ def test_a_placement_names_all_units_and_those_to_fetch(http, world):
     assert names(got.units) == [*blocks, *placed]
     assert names(got.fetch) == placed[1:]
     assert got.transmission_ms is None
+
+
+def test_a_unit_that_branches_share_is_named_and_sent_once(serving, bundle_writer, worlds, tmp_path):
+    shared = worlds(shared=True, blocks=2, final_accuracy=0.3)
+    with serving([bundle_writer(tmp_path / "shared", shared)]) as http:
+        got = place(http, memory_bytes=EVERYTHING, rate_bps=8000.0)
+        assert {"exit1-small", "exit1-large"} <= set(got.branches)
+        assert len(set(names(got.units))) == len(got.units)
+        assert got.size_bytes == sum(unit.size_bytes for unit in got.units)
+        convolution = shared.branch("exit1-small").units[0]
+        held = [block.unit.sha256 for block in shared.bundle.blocks] + [convolution.sha256]
+        again = place(http, memory_bytes=EVERYTHING, held=held, rate_bps=8000.0)
+        assert set(names(again.fetch)) == set(names(got.fetch)) - set(held)
 
 
 def test_a_placement_fits_the_memory(http, world):
@@ -118,7 +134,7 @@ def in_time(http, memory_bytes, held, fetch_bytes):
 
 @settings(max_examples=40)
 @given(data=st.data())
-def test_the_best_point_of_the_frontier_that_can_be_sent_in_time_is_chosen(http, world, data):
+def test_the_best_set_that_fits_and_can_be_sent_in_time_is_chosen(http, world, data):
     units = [unit.sha256 for unit in bundle_units(world.bundle)]
     held = data.draw(st.lists(st.sampled_from(units), unique=True, max_size=len(units)))
     whole = sum(unit.size_bytes for unit in bundle_units(world.bundle))
@@ -126,21 +142,25 @@ def test_the_best_point_of_the_frontier_that_can_be_sent_in_time_is_chosen(http,
     fetch_bytes = data.draw(st.integers(0, whole))
 
     def missing(names):
-        wanted = [block.unit for block in world.bundle.blocks] + [world.branch(name).unit for name in names]
+        wanted = [*(block.unit for block in world.bundle.blocks), *units_of(world.branch(name) for name in names)]
         return sum(unit.size_bytes for unit in wanted if unit.sha256 not in held)
 
+    placer = Placer(world.bundle)
+    names_there = [branch.name for branch in world.bundle.branches]
     feasible = [
-        point
-        for point in Placer(world.bundle).points()
-        if point.size_bytes <= memory_bytes and missing(point.branches) <= fetch_bytes
+        chosen
+        for count in range(len(names_there) + 1)
+        for chosen in combinations(names_there, count)
+        if world.bundle.backbone_bytes + bytes_of(map(world.branch, chosen)) <= memory_bytes
+        and missing(chosen) <= fetch_bytes
     ]
     response = in_time(http, memory_bytes, held, fetch_bytes)
     if not feasible:
         assert "missing blocks" in error(response, 422).what
         return
     got = PlacementResponse.model_validate_json(response.content)
-    assert got.expectation == max(point.expectation for point in feasible)
-    assert sum(unit.size_bytes for unit in got.fetch) == missing(got.branches)
+    assert got.expectation == pytest.approx(max(map(placer.expectation, feasible)))
+    assert sum(unit.size_bytes for unit in got.fetch) == missing(got.branches) <= fetch_bytes
     assert got.transmission_ms == (2000 + missing(got.branches)) * 8000.0
 
 
@@ -148,6 +168,72 @@ def test_without_time_for_the_missing_blocks_the_error_says_what_to_do(http):
     said = error(in_time(http, EVERYTHING, [], 0), 422)
     assert said.where == "body.latency_budget_ms"
     assert "faster link" in said.do
+
+
+def test_without_time_for_the_request_itself_nothing_is_searched(http):
+    body = {"memory_bytes": EVERYTHING, "rate_bps": 1.0, "latency_budget_ms": 8.0}
+    said = error(http.post("/v1/models/tiny/placements", json=body), 422)
+    assert said.where == "body.latency_budget_ms"
+    assert "8 ms are over before any unit can be sent" in said.what
+
+
+NORMAL = {"normal": {"mean_ms": 4, "standard_deviation_ms": "0.5"}}
+
+
+def test_the_law_of_the_kills_time_weighs(http, world):
+    law = TimeDistribution.model_validate(NORMAL)
+    want = Placer(world.bundle, distribution=law).place(EVERYTHING)
+    got = place(http, memory_bytes=EVERYTHING, distribution=NORMAL)
+    assert (tuple(got.branches), got.expectation) == (want.branches, want.expectation)
+    assert got.expectation != place(http, memory_bytes=EVERYTHING).expectation
+
+
+@pytest.mark.parametrize("more", [{}, {"score": "m0"}, {"rate_bps": 1e9, "latency_budget_ms": 1e6}])
+def test_hpf_may_be_asked_for(http, world, more):
+    got = place(http, memory_bytes=EVERYTHING, method="hpf", **more)
+    assert got.branches
+    assert got.expectation <= place(http, memory_bytes=EVERYTHING).expectation + 1e-9
+
+
+HALVES = {"edges_ms": [0, 2, 4], "probabilities": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("request_body", "where", "said"),
+    [
+        ({"distribution": {"histogram": HALVES | {"probabilities": [0.5, 0.4]}}}, "histogram.probabilities", "to one"),
+        ({"distribution": {"histogram": HALVES | {"edges_ms": [0, 4, 2]}}}, "histogram.edges_ms", "must ascend"),
+        (
+            {"distribution": {"histogram": HALVES | {"edges_ms": [0, 2, 400]}}},
+            "histogram.edges_ms",
+            "after the horizon",
+        ),
+        ({"distribution": {"normal": NORMAL["normal"] | {"mean_ms": 90}}}, "normal.mean_ms", "within the horizon"),
+        ({"distribution": NORMAL | {"histogram": HALVES}}, "", "one of histogram and normal"),
+    ],
+)
+def test_a_law_that_cannot_be_used_is_refused_with_the_field(http, request_body, where, said):
+    told = error(http.post("/v1/models/tiny/placements", json={"memory_bytes": EVERYTHING, **request_body}), 422)
+    assert told.where == f"body.distribution.{where}".rstrip(".")
+    assert said in told.what
+    assert "Value error" not in told.what
+
+
+@pytest.mark.parametrize(
+    ("request_body", "where"),
+    [
+        ({"method": "hpf", "distribution": NORMAL}, "body.method"),
+        ({"score": "m3"}, "body.score"),
+        ({"method": "hpf", "score": "m8"}, "body.score"),
+        ({"method": "guess"}, "body.method"),
+        ({"horizon_ms": 0.5}, "body.horizon_ms"),
+        ({"memory_bytes": 1}, "body.memory_bytes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_field(http, request_body, where):
+    said = error(http.post("/v1/models/tiny/placements", json={"memory_bytes": EVERYTHING} | request_body), 422)
+    assert said.where == where
+    assert said.do
 
 
 @pytest.mark.parametrize("field", ["horizon_ms", "rate_bps", "latency_budget_ms"])
@@ -316,6 +402,17 @@ def test_a_service_is_refused_what_it_cannot_serve(tmp_path, world, bundle_write
         create_app([tmp_path / "a"], "")
     with pytest.raises(NotFoundError):
         create_app([tmp_path / "c"], "token")
+
+
+def test_a_device_that_cannot_be_sent_to_in_time_places_what_it_holds(http, token, tmp_path, sample):
+    with ServiceClient(str(http.base_url), token) as client:
+        patient = Device(client, UnitStore(tmp_path / "patient"), "tiny", latency_budget_ms=1e9)
+        assert patient.set_memory(EVERYTHING).source == "service"
+        hasty = Device(client, UnitStore(tmp_path / "hasty"), "tiny", latency_budget_ms=1e-6)
+        status = hasty.set_memory(EVERYTHING)
+        assert (status.source, status.branches) == ("local", ())
+        assert "body.latency_budget_ms" in status.problem
+        assert hasty.infer(sample).label is not None
 
 
 def test_a_device_works_with_it(http, world, token, tmp_path, sample):

@@ -25,16 +25,18 @@ def problem(document: dict[str, Any]) -> str:
     return str(raised.value)
 
 
-def test_the_default_zoo_combines_five_convolutions_with_three_heads() -> None:
+def test_the_default_zoo_combines_fifteen_convolutions_with_seven_fc_choices() -> None:
     zoo = ElasticModel.model_validate(manifest()).spec.zoo
+    kinds = ("depthwise", "separable", "spatiallySeparable", "dilated")
     assert [choice.name for choice in zoo.convolutions] == [
         "none",
-        "depthwise3",
-        "separable3",
-        "spatiallySeparable3",
-        "dilated3",
+        *(f"{kind}{size}" for kind in kinds for size in (3, 5, 7)),
+        "separable3-x2",
+        "separable3-x3",
     ]
-    assert [choice.name for choice in zoo.fully_connected] == ["pool1", "pool4", "pool2-fc64"]
+    assert len(zoo.convolutions) * len(zoo.fully_connected) == 105
+    assert {len(choice.hidden) + 1 for choice in zoo.fully_connected} == {1, 2, 3}
+    assert {choice.pooled_size for choice in zoo.fully_connected} == {1, 2, 4}
 
 
 def test_a_manifest_survives_a_round_trip() -> None:
@@ -53,6 +55,12 @@ def test_a_manifest_survives_a_round_trip() -> None:
         ({"model": {"architecture": "resnet20"}}, "exactly one of weights"),
         ({"zoo": {"convolutions": [{"kind": "none"}, {"kind": "none", "kernelSize": 5}]}}, "named twice: none"),
         ({"zoo": {"fullyConnected": []}}, "spec.zoo.fullyConnected"),
+        ({"zoo": {"convolutions": [{"kind": "dilated", "layers": 4}]}}, "spec.zoo.convolutions.0.layers"),
+        ({"cultivation": {"memory": "plenty"}}, "spec.cultivation.memory"),
+        ({"cultivation": {"disk": "0"}}, "spec.cultivation.disk"),
+        ({"cultivation": {"resources": {"gpus": 0.25}}}, 'write it in quotes: "0.25"'),
+        ({"sharing": {"fullyConnected": ["pool4"]}}, "pool4 is one FC layer and has no hidden neurons to merge"),
+        ({"sharing": {"fullyConnected": ["pool9"]}}, "sharing.fullyConnected.0: the zoo has no pool9"),
     ],
 )
 def test_a_mistake_is_refused_with_the_fields_path(spec: dict[str, Any], said: str) -> None:

@@ -32,7 +32,7 @@ def branch_of(name, accuracy=0.5):
         exit_index=0,
         convolution="dw3",
         fc="fc1",
-        unit=unit_of(CONTENTS[name]),
+        units=(unit_of(CONTENTS[name]),),
         parameters=3,
         accuracy=accuracy,
     )
@@ -107,6 +107,15 @@ def test_every_unit_is_named_once_blocks_first():
     assert [unit.sha256 for unit in units] == [sha256_of(data) for data in CONTENTS.values()]
 
 
+def test_branches_may_share_a_unit(directory):
+    fixed = branch_of("fixed")
+    bundle = make_bundle(branches=(replace(branch_of("small"), units=(*fixed.units, unit_of(CONTENTS["small"]))),))
+    write_bundle(directory, bundle)
+    assert read_bundle(directory) == bundle
+    assert len(bundle_units(bundle)) == len(CONTENTS)
+    verify_units(directory, bundle)
+
+
 def test_writing_removes_units_nobody_names_any_more(directory):
     stranger = unit_store(directory).put(b"from an earlier bundle")
     write_bundle(directory, make_bundle())
@@ -117,7 +126,7 @@ def test_writing_removes_units_nobody_names_any_more(directory):
 def test_a_bundle_whose_unit_is_missing_leaves_the_earlier_one_whole(directory):
     write_bundle(directory, make_bundle())
     absent = Unit(sha256="0" * 64, size_bytes=1)
-    lacking = make_bundle(branches=(replace(branch_of("small"), unit=absent),))
+    lacking = make_bundle(branches=(replace(branch_of("small"), units=(absent,)),))
     with pytest.raises(NotFoundError, match=absent.sha256):
         write_bundle(directory, lacking)
     assert read_bundle(directory) == make_bundle()
@@ -154,10 +163,10 @@ def test_a_manifest_that_is_no_json_object_is_refused_with_its_place(directory, 
     assert error.value.where == str(directory / "bundle.json")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [1, 3, "2", None])
 def test_another_format_is_refused_with_what_to_do(version):
     document = json.loads(bundle_json(make_bundle())) | {"format": version}
-    with pytest.raises(InvalidInputError, match="this version reads format 1") as error:
+    with pytest.raises(InvalidInputError, match="this version reads format 2") as error:
         parse_bundle(json.dumps(document).encode())
     assert "build the bundle again" in error.value.do
 
@@ -180,7 +189,8 @@ def changed(*path, to):
         (changed("classes", to="ab"), "classes"),
         (changed("blocks", to=[]), "at least one block"),
         (changed("branches", 0, "exit_index", to=1), "no exit point 1"),
-        (changed("branches", 0, "unit", "sha256", to="../../x"), "not a unit's name"),
+        (changed("branches", 0, "units", 0, "sha256", to="../../x"), "not a unit's name"),
+        (changed("branches", 0, "units", to=[]), "branch small: a branch has at least one unit"),
         (changed("branches", 0, "name", to="fixed"), "one name for two branches"),
         (changed("profiles", "board", "block_ms", to=[0.1]), "times of 1 blocks"),
         (changed("profiles", "board", "branch_ms", to={"small": 0.1}), "no time of branch fixed"),

@@ -69,6 +69,40 @@ def test_place_keeps_to_the_memory(meedge, tiny: tuple[Path, Bundle], method: st
     assert "final exit" in out
 
 
+@pytest.mark.parametrize("score", ["m0", "m5", "m7"])
+def test_place_tries_every_score_of_hpf(meedge, tiny: tuple[Path, Bundle], score: str) -> None:
+    placement = answer(meedge("place", tiny[0], "--memory", "2Mi", "--method", "hpf", "--score", score, "-o", "json"))
+    assert placement["method"] == "hpf"
+
+
+def test_place_weighs_with_the_law_of_the_kills_time(meedge, tiny: tuple[Path, Bundle], tmp_path: Path) -> None:
+    command = ("place", tiny[0], "--memory", "2Mi", "--horizon-ms", 10, "-o", "json")
+    uniform = answer(meedge(*command))
+    law = tmp_path / "late.json"
+    law.write_text('{"normal": {"mean_ms": "9.5", "standard_deviation_ms": 0.2}}')
+    late = answer(meedge(*command, "--distribution", law))
+    # By then everything has run.
+    best = max([tiny[1].final_accuracy, *(branch.accuracy for branch in tiny[1].branches)])
+    assert late["expectation"] == pytest.approx(best, abs=1e-3)
+    assert late["expectation"] > uniform["expectation"]
+
+
+def test_place_keeps_to_what_can_be_sent(meedge, tiny: tuple[Path, Bundle]) -> None:
+    folder, bundle = tiny
+    command = ("place", folder, "--memory", "2Mi", "-o", "json", "--rate", "8", "--latency-ms")
+    whole = answer(meedge(*command, 1e12))
+    assert whole["branches"]
+    assert whole["fetch_bytes"] == whole["size_bytes"]
+    assert whole["transmission_ms"] == whole["fetch_bytes"] * 1e3
+    bare = answer(meedge(*command, (bundle.backbone_bytes + 1) * 1e3))
+    assert (bare["branches"], bare["fetch_bytes"]) == ([], bundle.backbone_bytes)
+    held = answer(meedge(*command, 1e6, "--held", folder / "units"))
+    assert (held["branches"], held["fetch_bytes"]) == (whole["branches"], 0)
+    code, out, _ = meedge("place", folder, "--memory", "2Mi", "--rate", "8", "--latency-ms", 1e12)
+    assert code == 0
+    assert "to send in" in out
+
+
 def test_infer_answers_and_says_from_where(meedge, tiny: tuple[Path, Bundle], sample: Path) -> None:
     content = answer(meedge("infer", tiny[0], "--memory", "2Mi", "--input", sample, "-o", "json"))
     assert content["class"] in tiny[1].classes
@@ -109,6 +143,20 @@ def test_build_prints_the_manifests_schema(meedge) -> None:
         (["place", "{bundle}", "--memory", "2Mi", "--horizon-ms", "0.00001"], "horizon"),
         (["place", "{nowhere}", "--memory", "2Mi"], "there is no bundle"),
         (["place", "{bundle}"], "--memory"),
+        (["place", "{bundle}", "--memory", "2Mi", "--score", "m3"], "--score: a score belongs to HPF"),
+        (["place", "{bundle}", "--memory", "2Mi", "--method", "hpf", "--score", "m8"], "m8"),
+        (["place", "{bundle}", "--memory", "2Mi", "--rate", "85M"], "--latency-ms: a time to send in"),
+        (["place", "{bundle}", "--memory", "2Mi", "--rate", "0", "--latency-ms", "9"], "--rate: must be at least 1"),
+        (["place", "{bundle}", "--memory", "2Mi", "--rate", "9", "--latency-ms", "9"], "--latency-ms: the backbone's"),
+        (["place", "{bundle}", "--memory", "2Mi", "--held", "{nowhere}"], "no such folder"),
+        (["place", "{bundle}", "--memory", "2Mi", "--distribution", "{nowhere}"], 'Write one, such as {"normal"'),
+        (["place", "{bundle}", "--memory", "2Mi", "--distribution", "{text}"], "Invalid JSON"),
+        (
+            ["place", "{bundle}", "--memory", "2Mi", "--distribution", "{law}"],
+            "law.json: histogram.probabilities: must sum",
+        ),
+        (["place", "{bundle}", "--memory", "2Mi", "--distribution", "{far}"], "far.json: normal.mean_ms: only 0.00%"),
+        (["place", "{bundle}", "--memory", "2Mi", "--distribution", "{soon}", "--method", "hpf"], "--method: HPF is"),
         (["infer", "{bundle}", "--memory", "2Mi", "--input", "{nowhere}"], "no such file"),
         (["infer", "{bundle}", "--memory", "2Mi", "--input", "{image}"], "expected is (1, 8, 8)"),
         (["infer", "{bundle}", "--memory", "2Mi", "--input", "{nan}"], "not finite"),
@@ -124,6 +172,9 @@ def test_what_is_used_wrongly_exits_with_2_and_one_clear_message(
     np.save(tmp_path / "image.npy", np.zeros((3, 32, 32)))
     np.save(tmp_path / "nan.npy", np.full((1, 8, 8), np.nan))
     (tmp_path / "text").write_text("no array")
+    (tmp_path / "law.json").write_text('{"histogram": {"edges_ms": [0, 1, 2], "probabilities": [0.5, 0.4]}}')
+    (tmp_path / "far.json").write_text('{"normal": {"mean_ms": 1e9, "standard_deviation_ms": 1}}')
+    (tmp_path / "soon.json").write_text('{"normal": {"mean_ms": 0, "standard_deviation_ms": 0.01}}')
     paths = {
         "bundle": tiny[0],
         "nowhere": tmp_path / "nowhere",
@@ -131,6 +182,9 @@ def test_what_is_used_wrongly_exits_with_2_and_one_clear_message(
         "nan": tmp_path / "nan.npy",
         "text": tmp_path / "text",
         "out": tmp_path / "out",
+        "law": tmp_path / "law.json",
+        "far": tmp_path / "far.json",
+        "soon": tmp_path / "soon.json",
     }
     code, out, err = meedge(*(argument.format(**paths) for argument in arguments))
     assert code == 2

@@ -16,7 +16,7 @@ from meedge_ray.runtime.client import ServiceClient
 
 @pytest.fixture
 def unit(world):
-    unit = world.branch("exit2-large").unit
+    unit = world.branch("exit2-large").units[0]
     return UnitBody(sha256=unit.sha256, size_bytes=unit.size_bytes)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from meedge_ray.api.serving import PlacementRequest
 from meedge_ray.bundle.manifest import bundle_sha256
+from meedge_ray.domain.elastic import bytes_of, units_of
 from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
@@ -37,7 +38,7 @@ def test_the_service_places_and_only_missing_units_travel(device, service, world
     assert status.branches == best.branches
     assert status.expectation == pytest.approx(best.expectation)
     assert (status.source, status.problem, status.memory_bytes) == ("service", "", whole_bytes)
-    sent = [world.branch(name).unit for name in best.branches]
+    sent = units_of(world.branch(name) for name in best.branches)
     assert sorted(service.fetched()) == sorted(unit.sha256 for unit in sent)
     assert status.fetched_bytes == world.bundle.backbone_bytes + sum(unit.size_bytes for unit in sent)
     service.requests.clear()
@@ -57,6 +58,36 @@ def test_the_budget_holds_and_the_device_answers_whatever_happens(device, servic
         assert status.source == ("local" if away else "service")
         outputs = device.infer(samples[0]).outputs
         assert tuple(output.branch for output in outputs) == (*status.branches, None)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(steps=st.lists(st.tuples(st.integers(0, 25_000), st.booleans()), min_size=1, max_size=5))
+def test_the_budget_holds_where_branches_share_units(service, store, worlds, samples, steps):
+    service.world = world = worlds(shared=True, blocks=2, final_accuracy=0.3)
+    service.away = False
+    with ServiceClient(service.url, service.token) as client:
+        device = Device(client, store, "tiny")
+        for extra_bytes, away in steps:
+            service.away = away
+            memory_bytes = world.bundle.backbone_bytes + extra_bytes
+            status = device.set_memory(memory_bytes)
+            resident = [world.branch(name) for name in status.branches]
+            assert status.resident_bytes == world.bundle.backbone_bytes + bytes_of(resident) <= memory_bytes
+            assert status.source == ("local" if away else "service")
+            outputs = device.infer(samples[0]).outputs
+            assert tuple(output.branch for output in outputs) == (*status.branches, None)
+
+
+def test_a_shared_unit_travels_once(service, store, worlds):
+    service.world = world = worlds(shared=True, blocks=2, final_accuracy=0.3)
+    with ServiceClient(service.url, service.token) as client:
+        device = Device(client, store, "tiny")
+        service.requests.clear()
+        status = device.set_memory(10**9)
+    assert any(
+        f"exit{index}-small" in status.branches and f"exit{index}-large" in status.branches for index in range(3)
+    )
+    assert sorted(service.fetched()) == sorted(unit.sha256 for unit in units_of(map(world.branch, status.branches)))
 
 
 def test_without_the_server_the_best_of_the_held_units_is_placed(device, service, store, world, whole_bytes):
@@ -101,7 +132,7 @@ def test_a_device_that_never_saw_the_model_needs_the_server(service, store):
 def test_a_damaged_unit_of_the_cache_is_fetched_again(device, service, store, world, whole_bytes):
     name = device.set_memory(whole_bytes).branches[0]
     device.set_memory(world.bundle.backbone_bytes)
-    unit = world.branch(name).unit
+    [unit] = world.branch(name).units
     store.path(unit.sha256).write_bytes(b"damaged")
     service.requests.clear()
     assert name in device.set_memory(whole_bytes).branches
@@ -112,7 +143,7 @@ def test_a_damaged_unit_is_done_without_while_the_server_is_away(device, service
     names = device.set_memory(whole_bytes).branches
     device.set_memory(world.bundle.backbone_bytes)
     service.away = True
-    store.path(world.branch(names[0]).unit.sha256).write_bytes(b"damaged")
+    store.path(world.branch(names[0]).units[0].sha256).write_bytes(b"damaged")
     status = device.set_memory(whole_bytes)
     assert names[0] not in status.branches
     assert set(status.branches) <= set(names)
@@ -121,7 +152,7 @@ def test_a_damaged_unit_is_done_without_while_the_server_is_away(device, service
 
 def test_a_transmission_cut_for_good_leaves_the_device_answering(device, service, world, whole_bytes, samples):
     for branch in world.bundle.branches:
-        service.break_after[branch.unit.sha256] = [10] * 10
+        service.break_after[branch.units[0].sha256] = [10] * 10
     status = device.set_memory(whole_bytes)
     assert (status.branches, status.source) == ((), "local")
     assert device.infer(samples[0]).label is not None

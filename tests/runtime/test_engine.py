@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meedge_ray.domain.elastic import InputSpec
+from meedge_ray.domain.elastic import InputSpec, bytes_of
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
 from meedge_ray.runtime.engine import Engine
 from meedge_ray.runtime.memory import rss_bytes
@@ -139,11 +139,16 @@ def test_branches_of_one_exit_run_by_accuracy_however_they_are_given(world):
     assert world.engine(*reversed(ALL)).branches == ALL
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["own units", "shared units"])
+def three_results(worlds, request):
+    return worlds(shared=request.param).engine("exit0-small", "exit2-large")
+
+
 @given(reads=st.integers(1, 30))
-def test_a_preemption_ends_the_inference_within_one_unit(world, samples, reads):
+def test_a_preemption_ends_the_inference_within_one_unit(three_results, samples, reads):
     preemption = TripsAtRead(reads)
     start = perf_counter()
-    answer = world.engine("exit0-small", "exit2-large").infer(samples[0], preemption=preemption)
+    answer = three_results.infer(samples[0], preemption=preemption)
     assert all(start + output.at_ms / 1e3 <= preemption.tripped_at for output in answer.outputs)
     if answer.ending == "preempted":
         # Looked at once more to weigh the last result, and once or twice to name the ending.
@@ -236,25 +241,25 @@ def test_placing_loads_only_what_is_new(world):
     engine = world.engine("exit0-small", "exit1-large")
     asked = []
 
-    def read(branch):
-        asked.append(branch.name)
-        return world.units[branch.unit.sha256]
+    def read(unit):
+        asked.append(unit)
+        return world.read(unit)
 
     wanted = [world.branch(name) for name in ("exit0-small", "exit2-small")]
-    engine.place([(branch, lambda branch=branch: read(branch)) for branch in wanted])
-    assert asked == ["exit2-small"]
+    engine.place(wanted, read)
+    assert tuple(asked) == world.branch("exit2-small").units
     assert engine.branches == ("exit0-small", "exit2-small")
-    assert engine.resident_bytes == world.bundle.backbone_bytes + sum(branch.unit.size_bytes for branch in wanted)
+    assert engine.resident_bytes == world.bundle.backbone_bytes + bytes_of(wanted)
 
 
 def test_a_branch_that_cannot_be_had_leaves_the_others_in_place(world, samples):
     engine = world.engine("exit0-small")
 
-    def absent():
+    def absent(unit):
         raise NotFoundError("gone")
 
     with pytest.raises(NotFoundError):
-        engine.place([(world.branch("exit1-large"), absent)])
+        engine.place([world.branch("exit1-large")], absent)
     assert engine.branches == ("exit0-small",)
     assert len(engine.infer(samples[0]).outputs) == 2
 
@@ -269,7 +274,7 @@ def test_a_unit_that_does_not_fit_is_refused_by_name(world):
         (world.blocks[1], "it returns shape"),
     ):
         with pytest.raises(InvalidInputError, match=said) as error:
-            engine.place([(branch, lambda data=data: data)])
+            engine.place([branch], lambda _, data=data: data)
         assert error.value.where == "branch exit1-large"
     assert engine.branches == ("exit0-small",)
 
@@ -313,7 +318,7 @@ def test_every_inference_sees_one_set_while_branches_are_exchanged(world, sample
     for thread in threads:
         thread.start()
     for turn in range(60):
-        engine.place(world.candidates(*sets[turn % len(sets)]))
+        world.place(engine, *sets[turn % len(sets)])
     done.set()
     for thread in threads:
         thread.join()
@@ -335,9 +340,9 @@ def test_dropped_branches_give_their_memory_back(worlds):
     gc.collect()  # of what other tests left, which must not fall meanwhile
     engine = world.engine()
     before = rss_bytes()
-    engine.place(world.candidates(*ALL))
+    world.place(engine, *ALL)
     assert rss_bytes() - before > 25_000_000
-    engine.place(())
+    world.place(engine)
     assert rss_bytes() - before < 10_000_000
     assert engine.branches == ()
     assert engine.resident_bytes == sum(map(len, world.blocks))

@@ -111,11 +111,71 @@ def test_the_kernel_refuses_arrays_of_another_kind(place: int, bad: Any, error: 
         native.kernels.uncovered(*arguments)
 
 
+def tree(count: int) -> list[Any]:
+    """A tree of branches that all gain: the last output is the final exit."""
+    integers = [np.arange(count), np.ones(count, np.int64), np.zeros(count, np.int64)]
+    accuracy = np.linspace(0.1, 0.9, count + 1)
+    base = np.linspace(0.1, 0.5, count + 1)
+    arrays = [*integers, base, np.zeros(count + 1), accuracy, np.zeros(count + 1, np.int64)]
+    return [*arrays, count, 4, 0, 9, 1e9, 0.0]
+
+
 @needs_native
-def test_the_kernel_counts_its_arguments() -> None:
+@pytest.mark.parametrize(
+    ("place", "bad", "error"),
+    [
+        (0, np.array([0, 1, 2, 5]), ValueError),
+        (0, np.array([0, 1, -1, 3]), ValueError),
+        (0, np.zeros(4), ValueError),
+        (1, np.zeros(3, np.int64), ValueError),
+        (3, np.zeros(4), ValueError),
+        (4, np.zeros(5, np.float32), ValueError),
+        (6, np.zeros(4, np.int64), ValueError),
+        (6, np.frombuffer(bytes(40), np.int64), ValueError),
+        (2, [0, 0, 0, 0], TypeError),
+        (7, 5, ValueError),
+        (7, -1, ValueError),
+        (8, "none", TypeError),
+        (9, 2**64, OverflowError),
+        (11, None, TypeError),
+    ],
+)
+def test_the_tree_kernel_refuses_arrays_of_another_kind(place: int, bad: Any, error: type[Exception]) -> None:
+    assert native.kernels is not None
+    arguments = tree(4)
+    assert native.kernels.search_tree(*arguments)[0] == 5
+    arguments[place] = bad
+    with pytest.raises((error, BufferError)):
+        native.kernels.search_tree(*arguments)
+
+
+@needs_native
+def test_the_kernels_count_their_arguments() -> None:
     assert native.kernels is not None
     with pytest.raises(TypeError):
         native.kernels.uncovered(*labels(4)[:-1])
+    with pytest.raises(TypeError):
+        native.kernels.search_tree(*tree(4)[:-1])
+
+
+@needs_native
+def test_an_endless_search_can_be_interrupted_and_lets_other_threads_run() -> None:
+    code = """
+import _thread, threading
+import numpy as np
+from meedge_ray.search.hpf import hpf_placement
+rng = np.random.default_rng(0)
+threading.Timer(0.1, _thread.interrupt_main).start()
+try:
+    hpf_placement(
+        np.zeros(200, int), rng.uniform(0, 4, 200), rng.uniform(0, 1, 200), np.ones(200, int), backbone_ms=[1.0],
+        final_ms=5.0, final_accuracy=0.9, horizon_ms=6.0, budget_bytes=100, search_ms=float("inf"),
+    )
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == "interrupted"
 
 
 def test_the_environment_turns_the_kernels_off() -> None:

@@ -1,7 +1,6 @@
 """A small model of real ONNX units without torch: its bundle, its units, and a reference in NumPy."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx
@@ -57,6 +56,18 @@ def head_bytes(weights, ballast=0):
     return unit_bytes(nodes, initial, (weights.shape[0] // 16, 4, 4), (weights.shape[1],))
 
 
+def branch_bytes(convolution, weights):
+    """What `block_bytes` and `head_bytes` do one after the other, in one unit."""
+    nodes = [
+        helper.make_node("Conv", ["input", "c"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["features"]),
+        helper.make_node("Flatten", ["features"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["output"]),
+    ]
+    initial = {"c": convolution[:, :, None, None], "w": weights}
+    return unit_bytes(nodes, initial, (convolution.shape[1], 4, 4), (weights.shape[1],))
+
+
 @dataclass(frozen=True)
 class World:
     """A small model: its bundle, its units by name, and its weights for a reference in NumPy."""
@@ -65,6 +76,7 @@ class World:
     units: dict[str, bytes]
     block_weights: list[np.ndarray]
     head_weights: dict[str | None, np.ndarray]
+    convolution_weights: dict[int, np.ndarray]  # by exit, where branches share one
 
     @property
     def blocks(self):
@@ -73,12 +85,15 @@ class World:
     def branch(self, name):
         return next(branch for branch in self.bundle.branches if branch.name == name)
 
-    def candidates(self, *names):
-        return [(branch, partial(self.units.__getitem__, branch.unit.sha256)) for branch in map(self.branch, names)]
+    def read(self, unit):
+        return self.units[unit.sha256]
+
+    def place(self, engine, *names):
+        engine.place([self.branch(name) for name in names], self.read)
 
     def engine(self, *names):
         engine = Engine(self.bundle.input, self.blocks, final_accuracy=self.bundle.final_accuracy)
-        engine.place(self.candidates(*names))
+        self.place(engine, *names)
         return engine
 
     def logits(self, raw):
@@ -88,16 +103,24 @@ class World:
         features = (np.asarray(raw, float) * spec.scale - mean) / std
         said = {}
         for index, weights in enumerate(self.block_weights):
-            features = np.maximum(np.einsum("oi,nihw->nohw", weights, features), 0)
+            features = _convolved(weights, features)
+            mapped = _convolved(self.convolution_weights[index], features) if self.convolution_weights else features
             for branch in self.bundle.branches:
                 if branch.exit_index == index:
-                    said[branch.name] = features.reshape(len(features), -1) @ self.head_weights[branch.name]
+                    said[branch.name] = mapped.reshape(len(mapped), -1) @ self.head_weights[branch.name]
         said[None] = features.reshape(len(features), -1) @ self.head_weights[None]
         return said
 
 
-def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8, classes=CLASSES):
-    """Build a chain of `blocks` convolutions and a head, with two branches at every exit point."""
+def _convolved(weights, features):
+    return np.maximum(np.einsum("oi,nihw->nohw", weights, features), 0)
+
+
+def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8, classes=CLASSES, shared=False):
+    """Build a chain of `blocks` convolutions and a head, with two branches at every exit point.
+
+    If `shared`, the two branches of an exit are a convolution they share and a head each.
+    """
     random = np.random.default_rng(seed)
 
     def weights(*shape):
@@ -106,22 +129,27 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8,
     block_weights = [weights(CHANNELS, SHAPE[0] if index == 0 else CHANNELS) for index in range(blocks)]
     head_weights = {None: weights(CHANNELS * 16, classes)}
     chain = [block_bytes(value) for value in block_weights] + [head_bytes(head_weights[None])]
-    units = {sha256_of(data): data for data in chain}
+    units = {}
     branches = []
+    convolution_weights = {index: weights(CHANNELS, CHANNELS) for index in range(blocks)} if shared else {}
+
+    def unit(data):
+        units[sha256_of(data)] = data
+        return Unit(sha256=sha256_of(data), size_bytes=len(data))
+
     for index in range(blocks):
+        before = (unit(block_bytes(convolution_weights[index])),) if shared else ()
         for kind, columns in (("small", 0), ("large", ballast * (index % 3 + 1))):
             name = f"exit{index}-{kind}"
             head_weights[name] = weights(CHANNELS * 16, classes)
-            data = head_bytes(head_weights[name], columns)
-            units[sha256_of(data)] = data
             accuracy = 0.3 + 0.5 * index / blocks + (0.1 if columns else 0.0)
             branches.append(
                 Branch(
                     name=name,
                     exit_index=index,
-                    convolution="none",
+                    convolution="shared" if shared else "none",
                     fc=kind,
-                    unit=Unit(sha256=sha256_of(data), size_bytes=len(data)),
+                    units=(*before, unit(head_bytes(head_weights[name], columns))),
                     parameters=CHANNELS * 16 * (classes + columns),
                     accuracy=round(accuracy, 3),
                 )
@@ -134,7 +162,7 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8,
         blocks=tuple(
             Block(
                 name=f"block{index}",
-                unit=Unit(sha256=sha256_of(data), size_bytes=len(data)),
+                unit=unit(data),
                 input_shape=SHAPE if index == 0 else (CHANNELS, 4, 4),
                 output_shape=(classes,) if index == blocks else (CHANNELS, 4, 4),
                 parameters=1,
@@ -154,4 +182,4 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8,
             )
         },
     )
-    return World(bundle, units, block_weights, head_weights)
+    return World(bundle, units, block_weights, head_weights, convolution_weights)

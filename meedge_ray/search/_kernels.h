@@ -1,0 +1,31 @@
+/* What the files of the extension meedge_ray.search._kernels share. */
+#ifndef MEEDGE_SEARCH_KERNELS_H
+#define MEEDGE_SEARCH_KERNELS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+/* An array that a kernel takes: its name, the formats and the bytes of an item, by how many items it is longer
+ * than the first array, and whether it is written to. */
+typedef struct {
+    const char *name, *kinds;
+    Py_ssize_t item, longer;
+    int writable;
+} Wanted;
+
+/* Borrows one-dimensional contiguous buffers; on failure returns -1, with an exception set and none borrowed. */
+int meedge_borrow(PyObject *const *objects, Py_buffer *views, const Wanted *wanted, int number);
+void meedge_release(Py_buffer *views, int number);
+
+/* Defined in _hpf.c. */
+PyObject *meedge_search_tree(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern const char meedge_search_tree_doc[];
+
+#endif

@@ -1,0 +1,45 @@
+"""Pre-trains in a process of its own, which kills itself instead of saving its second epoch.
+
+python pretraining.py CHECKPOINT
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from meedge_ray.api.elastic_model import Data, Pretrain
+from meedge_ray.train import pretrain as module
+from meedge_ray.train.data import load_data
+
+SETTINGS = Pretrain.model_validate({"epochs": 4, "batchSize": 64, "learningRate": "0.01"})
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    convolution = [nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten()]
+    return nn.Sequential(*convolution, nn.Linear(288, 10))
+
+
+def trained(checkpoint: Path | None, **more: Any) -> nn.Module:
+    dataset = load_data(Data.model_validate({"trainSamples": 300}), Path())
+    model = network()
+    module.pretrain(model, dataset, SETTINGS, seed=7, checkpoint=checkpoint, **more)
+    return model
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    save = module._save
+
+    def killed_at_two(path: Path, model: nn.Module, optimizer: Any, epochs: int) -> None:
+        if epochs == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(path, model, optimizer, epochs)
+
+    module._save = killed_at_two
+    trained(Path(sys.argv[1]))
