@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
-from meedge_ray.jobs.cultivate import cultivate_on_ray
+from meedge_ray.jobs.tasks import run_on_ray
 from meedge_ray.train.build import build
 from meedge_ray.train.manifest import read_manifest
 
@@ -31,7 +31,7 @@ def main() -> int:
             )
         manifest = read_manifest(arguments.manifest)
         ray.init(log_to_driver=False)
-        bundle = build(manifest, arguments.output, cultivate=cultivate_on_ray, report=_print)
+        bundle = build(manifest, arguments.output, run=run_on_ray, report=_print)
     except MeedgeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

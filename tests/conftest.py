@@ -29,8 +29,9 @@ spec:
   data: {source: digits}
   zoo:
     convolutions: [{kind: none}, {kind: depthwise}]
-    fullyConnected: [{pooledSize: 1}, {pooledSize: 2}]
+    fullyConnected: [{pooledSize: 1}, {pooledSize: 2, hidden: [24]}]
   cultivation: {epochs: 2, learningRate: "0.01"}
+  sharing: {epochs: 2}
 """
 
 

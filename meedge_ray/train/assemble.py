@@ -1,84 +1,49 @@
-"""From trained branches to a bundle: export, profile, survive."""
+"""From trained branches to what a bundle names: exported units, their profile, the survivors."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from meedge_ray.api.elastic_model import ElasticModelSpec
-from meedge_ray.bundle.manifest import unit_store
+from pydantic import TypeAdapter
+from torch import nn
+
+from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import Block, Branch, Bundle, Eliminated, Profile
-from meedge_ray.nn.branches import branch_name, zoo_branches
+from meedge_ray.domain.elastic import Block, Branch, Eliminated, InputSpec, Profile, Unit
 from meedge_ray.nn.export import export_unit
 from meedge_ray.nn.partition import Chain
-from meedge_ray.runtime.loading import load_engine, stored_candidates
+from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.profiler import device_type, profile
 from meedge_ray.search.survival import survive
-from meedge_ray.train.baselines import BaselineChoices, baseline_choices
-from meedge_ray.train.cultivate import Cultivated
-from meedge_ray.train.data import Dataset
-from meedge_ray.train.manifest import Manifest
+from meedge_ray.train.baselines import BaselineChoices
 from meedge_ray.train.progress import Report
+from meedge_ray.train.zoo_network import Choice
+
+_PROFILE = TypeAdapter(Profile)
 
 
-def assemble(
-    manifest: Manifest,
-    dataset: Dataset,
-    chain: Chain,
-    trained: Sequence[Cultivated],
-    final_accuracy: float,
-    output: Path,
-    report: Report,
-) -> Bundle:
-    """Put all units into the store of `output`, measure them, and return the bundle of those that survive.
+class Grown(Protocol):
+    """A trained branch: cultivated, or merged from one that was."""
 
-    Args:
-        manifest: what was asked for.
-        dataset: for the input's shape and the classes.
-        chain: the partitioned backbone.
-        trained: every branch, in eval mode.
-        final_accuracy: of the unchanged backbone on validation.
-        output: the bundle's folder.
-        report: told the progress.
-    """
-    store = unit_store(output)
-    blocks = _export_blocks(chain, store, report)
-    branches = _export_branches(chain, trained, store, report)
-    engine = load_engine(store, dataset.input, blocks, final_accuracy)
-    report("profile", 0, 1)
-    measured = profile(engine, stored_candidates(store, branches), device_type=device_type())
-    report("profile", 1, 1)
-    zoo = {
-        branch_name(exit_index, *choice)
-        for exit_index in range(chain.exit_count)
-        for choice in zoo_branches(manifest.model.spec.zoo, chain.map_shape(exit_index))
-    }
-    kept, eliminated = _survivors([branch for branch in branches if branch.name in zoo], measured, final_accuracy)
-    fixed = _fixed_sets(baseline_choices(chain), branches)
-    named = {branch.name for branch in [*kept, *(branch for method in fixed.values() for branch in method)]}
-    spec = manifest.model.spec
-    return Bundle(
-        model=manifest.model.metadata.name,
-        architecture=spec.model.architecture,
-        input=dataset.input,
-        classes=dataset.classes,
-        blocks=blocks,
-        final_accuracy=final_accuracy,
-        branches=kept,
-        baselines=fixed,
-        eliminated=eliminated,
-        profiles={
-            measured.device_type: replace(
-                measured, branch_ms={name: ms for name, ms in measured.branch_ms.items() if name in named}
-            )
-        },
-        data=_data_section(spec, manifest.base_dir),
-    )
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def exit_index(self) -> int: ...  # noqa: D102
+    @property
+    def choice(self) -> Choice: ...  # noqa: D102
+    @property
+    def module(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def accuracy(self) -> float: ...  # noqa: D102
+    @property
+    def merged_neurons(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
-def _export_blocks(chain: Chain, store: UnitStore, report: Report) -> tuple[Block, ...]:
+def export_blocks(chain: Chain, store: UnitStore, report: Report) -> tuple[Block, ...]:
+    """Put the backbone's blocks into the store."""
     blocks = []
     for index, piece in enumerate(chain.pieces):
         blocks.append(
@@ -95,36 +60,84 @@ def _export_blocks(chain: Chain, store: UnitStore, report: Report) -> tuple[Bloc
     return tuple(blocks)
 
 
-def _export_branches(
-    chain: Chain, trained: Sequence[Cultivated], store: UnitStore, report: Report
-) -> tuple[Branch, ...]:
-    branches = []
-    for index, branch in enumerate(trained):
+def shared_convolutions(choices: Iterable[Choice]) -> frozenset[str]:
+    """Return the convolutions under several FC choices, by name: stored as units of their own where they are shared."""
+    heads = Counter(convolution.name for convolution, _ in choices if convolution.kind != "none")
+    return frozenset(name for name, count in heads.items() if count > 1)
+
+
+def export_exit(
+    branches: Iterable[Grown], feature_shape: tuple[int, int, int], apart: frozenset[str], store: UnitStore
+) -> list[Branch]:
+    """Put the branches of one exit into the store: whole, or in two units where the convolution is named in `apart`."""
+    exported = []
+    put: dict[nn.Module, Unit] = {}
+    for branch in branches:
         convolution, fc = branch.choice
-        branches.append(
+        # A convolution keeps the map's shape, so both parts take the same.
+        parts = tuple(branch.module.children()) if convolution.name in apart else (branch.module,)
+        for part in parts:
+            if part not in put:
+                put[part] = store.put(export_unit(part, feature_shape))
+        exported.append(
             Branch(
                 name=branch.name,
                 exit_index=branch.exit_index,
                 convolution=convolution.name,
                 fc=fc.name,
-                unit=store.put(export_unit(branch.module, chain.map_shape(branch.exit_index))),
+                units=tuple(put[part] for part in parts),
                 parameters=sum(parameter.numel() for parameter in branch.module.parameters()),
                 accuracy=branch.accuracy,
+                merged_neurons=branch.merged_neurons,
             )
         )
-        report("export branches", index + 1, len(trained))
-    return tuple(branches)
+    return exported
 
 
-def _survivors(
-    branches: Sequence[Branch], profile: Profile, final_accuracy: float
+class Surveyor:
+    """Measures units on this machine; what is measured is kept in a folder, so that a resumed build decides alike."""
+
+    def __init__(
+        self, store: UnitStore, input_spec: InputSpec, blocks: Sequence[Block], final_accuracy: float, folder: Path
+    ) -> None:
+        self._store = store
+        self._input = input_spec
+        self._blocks = blocks
+        self._final_accuracy = final_accuracy
+        self._folder = folder
+
+    def profile(self, name: str, branches: Sequence[Branch], report: Report) -> Profile:
+        """Return the times of all blocks and of the branches, measured now or in an earlier run under this name."""
+        path = self._folder / f"profile-{name}.json"
+        if not path.exists():
+            report("profile", 0, 1, name)
+            engine = load_engine(self._store, self._input, self._blocks, self._final_accuracy)
+            measured = profile(engine, branches, unit_reader(self._store), device_type=device_type())
+            write_atomically(path, _PROFILE.dump_json(measured))
+        report("profile", 1, 1, name)
+        return _PROFILE.validate_json(path.read_bytes())
+
+
+def joined(profile: Profile, further: Profile) -> Profile:
+    """Return one profile with the branches' times of both; the blocks' times are those of the first."""
+    return replace(profile, branch_ms={**further.branch_ms, **profile.branch_ms})
+
+
+def only(profile: Profile, branches: Iterable[Branch]) -> Profile:
+    """Return the profile of these branches alone."""
+    return replace(profile, branch_ms={branch.name: profile.branch_ms[branch.name] for branch in branches})
+
+
+def survivors(
+    branches: Sequence[Branch], times: Profile, final_accuracy: float
 ) -> tuple[tuple[Branch, ...], tuple[Eliminated, ...]]:
-    reached_ms = list(accumulate(profile.block_ms))
-    times_ms = [reached_ms[branch.exit_index] + profile.branch_ms[branch.name] for branch in branches]
+    """Return the branches worth keeping as candidates, and why each of the others is not (MEEdge 3.2.2)."""
+    reached_ms = list(accumulate(times.block_ms))
+    times_ms = [reached_ms[branch.exit_index] + times.branch_ms[branch.name] for branch in branches]
     _, reasons = survive(
         times_ms,
         [branch.accuracy for branch in branches],
-        final_ms=profile.single_exit_ms,
+        final_ms=times.single_exit_ms,
         final_accuracy=final_accuracy,
     )
     kept = tuple(branch for branch, reason in zip(branches, reasons, strict=True) if not reason)
@@ -142,18 +155,10 @@ def _survivors(
     return kept, eliminated
 
 
-def _fixed_sets(baselines: BaselineChoices, branches: Sequence[Branch]) -> dict[str, tuple[Branch, ...]]:
-    by_name = {branch.name: branch for branch in branches}
+def fixed_sets(baselines: BaselineChoices, branches: Sequence[Branch]) -> dict[str, tuple[Branch, ...]]:
+    """Return for every published method its branches."""
+    known = {(branch.exit_index, branch.convolution, branch.fc): branch for branch in branches}
     return {
-        method: tuple(by_name[branch_name(exit_index, *choice)] for exit_index, choice in sorted(exits.items()))
+        method: tuple(known[exit_index, conv.name, fc.name] for exit_index, (conv, fc) in sorted(exits.items()))
         for method, exits in baselines.items()
     }
-
-
-def _data_section(spec: ElasticModelSpec, base_dir: Path) -> dict[str, Any]:
-    # Evaluation happens elsewhere and later: plain paths become absolute, variables stay for who reads them.
-    section: dict[str, Any] = spec.data.model_dump(by_alias=True, mode="json", exclude_none=True)
-    for field in ("path", "testPath"):
-        if field in section and "$" not in section[field]:
-            section[field] = str((base_dir / section[field]).resolve())
-    return section

@@ -1,121 +1,234 @@
 """From a manifest to a bundle: one stage after another, each of which a killed build finds again.
 
-model + data -> partition -> features -> cultivate -> export -> profile -> survive -> bundle
+model + data -> partition -> features -> cultivate -> export -> profile -> survive -> share -> bundle
 """
 
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypedDict, TypeVar
 
-import numpy as np
 import torch
-from torch import nn
 
-from meedge_ray.api.elastic_model import ElasticModelSpec
-from meedge_ray.bundle.manifest import read_bundle, write_bundle
-from meedge_ray.domain.elastic import Bundle
+from meedge_ray.api.elastic_model import Augmentation, ElasticModelSpec
+from meedge_ray.bundle.manifest import read_bundle, unit_store, write_bundle
+from meedge_ray.domain.elastic import Branch, Bundle
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.domain.paths import expand_path
-from meedge_ray.nn.branches import zoo_branches
+from meedge_ray.domain.quantity import parse_bytes
+from meedge_ray.nn.branches import branch_name, check_zoo, zoo_branches
 from meedge_ray.nn.partition import Chain, partition
 from meedge_ray.nn.source import load_model, save_weights
-from meedge_ray.train.assemble import assemble
+from meedge_ray.train.assemble import (
+    Grown,
+    Surveyor,
+    export_blocks,
+    export_exit,
+    fixed_sets,
+    joined,
+    only,
+    shared_convolutions,
+    survivors,
+)
 from meedge_ray.train.baselines import baseline_choices
-from meedge_ray.train.cultivate import ExitTask, cultivate_exit, cultivated
-from meedge_ray.train.data import Dataset, load_data
-from meedge_ray.train.features import cache_features
+from meedge_ray.train.cultivate import ExitTask, cultivated
+from meedge_ray.train.data import Dataset, digest, load_data
+from meedge_ray.train.features import Features, cache_features, check_features
 from meedge_ray.train.manifest import Manifest
 from meedge_ray.train.pretrain import pretrain
 from meedge_ray.train.progress import Report, silent
-
-Cultivate = Callable[[Sequence[ExitTask], Report], None]
-
-
-def cultivate_in_turn(tasks: Sequence[ExitTask], report: Report) -> None:
-    """Train one exit after the other in this process: what a machine without Ray does."""
-    for done, task in enumerate(tasks):
-
-        def on_epoch(epoch: int, figures: Mapping[str, float], *, done: int = done, task: ExitTask = task) -> None:
-            report(
-                "cultivate",
-                done + epoch / task.settings.epochs,
-                len(tasks),
-                f"exit {task.exit_index}: best {figures['best_accuracy']:.1%}",
-            )
-
-        cultivate_exit(task, on_epoch)
+from meedge_ray.train.sharing import SharingTask, shared
+from meedge_ray.train.tasks import RunTasks, Task, run_in_turn
 
 
-def build(
-    manifest: Manifest, output: Path, *, cultivate: Cultivate = cultivate_in_turn, report: Report = silent
-) -> Bundle:
+def build(manifest: Manifest, output: Path, *, run: RunTasks = run_in_turn, report: Report = silent) -> Bundle:
     """Build the manifest's bundle in the folder `output`, going on where an earlier build was killed.
 
     Args:
         manifest: what to build.
         output: the bundle's folder; an earlier bundle in it stays whole until the new one replaces it.
-        cultivate: trains the exits still missing, here in turn or on a cluster.
+        run: works on the exits still missing, here in turn or on a cluster.
         report: told every stage's progress.
 
     Raises:
         MeedgeError: the manifest, its data or its model cannot be used; the message says which and why.
     """
     spec = manifest.model.spec
-    dataset = load_data(spec.data, manifest.base_dir)
+    dataset = load_data(spec.data, manifest.base_dir, scratch=output / ".build")
     key = _fingerprint(spec, dataset, manifest.base_dir)
     finished = _finished(output, key)
     if finished is not None:
         return finished
     work = (output / ".build" / key[:16]).resolve()  # workers run elsewhere
     work.mkdir(parents=True, exist_ok=True)
-    chain = partition(_model(manifest, dataset, work, report), dataset.input.shape)
-    features = cache_features(chain, dataset, work / "features", report)
-    tasks = _tasks(chain, spec, len(dataset.classes), work)
-    missing = [task for task in tasks if not task.finished]
-    if missing:
-        cultivate(missing, report)
-    trained = [branch for task in tasks for branch in cultivated(task, chain.map_shape(task.exit_index))]
-    bundle = assemble(manifest, dataset, chain, trained, features.final_accuracy, output, report)
-    bundle = replace(bundle, made_with={"fingerprint": key, **_versions()})
+    bundle = _Build(manifest, dataset, work, output, run, report).bundle({"fingerprint": key, **_versions()})
     write_bundle(output, bundle)
     shutil.rmtree(output / ".build")
     return bundle
 
 
-def _model(manifest: Manifest, dataset: Dataset, work: Path, report: Report) -> nn.Module:
-    spec = manifest.model.spec
-    pretrained = work / "pretrained.safetensors"
-    declared = spec.model
-    if pretrained.exists():
-        declared = declared.model_copy(update={"weights": str(pretrained.resolve()), "pretrain": None})
-    torch.manual_seed(spec.cultivation.seed)
-    model = load_model(declared, input_shape=_image(dataset), classes=len(dataset.classes), base_dir=manifest.base_dir)
-    if declared.pretrain is not None:
-        pretrain(model, dataset, declared.pretrain, seed=spec.cultivation.seed, report=report)
-        save_weights(model, pretrained)
-    return model
+class _FeatureLimits(TypedDict):
+    augmentation: Augmentation | None
+    disk_bytes: int | None
 
 
-def _tasks(chain: Chain, spec: ElasticModelSpec, classes: int, work: Path) -> list[ExitTask]:
-    baselines = baseline_choices(chain)
-    tasks = []
-    for exit_index in range(chain.exit_count):
-        choices = dict.fromkeys(zoo_branches(spec.zoo, chain.map_shape(exit_index)))
-        choices.update(dict.fromkeys(method[exit_index] for method in baselines.values() if exit_index in method))
-        tasks.append(
-            ExitTask(
-                exit_index=exit_index,
-                choices=tuple(choices),
-                classes=classes,
-                features=work / "features",
-                output=work / f"exit-{exit_index:02d}",
-                settings=spec.cultivation,
-            )
+_ExitWork = TypeVar("_ExitWork", ExitTask, SharingTask)
+
+
+class _Build:
+    """One build: what its stages share, and the stages in their order."""
+
+    def __init__(
+        self, manifest: Manifest, dataset: Dataset, work: Path, output: Path, run: RunTasks, report: Report
+    ) -> None:
+        self._manifest = manifest
+        self._spec = manifest.model.spec
+        self._dataset = dataset
+        self._work = work
+        self._feature_folder = work / "features"
+        self._run = run
+        self._report = report
+        self._store = unit_store(output)
+        self._chain = self._partitioned()
+        self._shapes = [self._chain.map_shape(index) for index in range(self._chain.exit_count)]
+        self._baselines = baseline_choices(self._chain, self._spec.model.architecture)
+
+    def bundle(self, made_with: dict[str, str]) -> Bundle:
+        """Go through the stages."""
+        cultivation = self._cultivation()
+        features = self._features()
+        self._run_missing(cultivation)
+        blocks = export_blocks(self._chain, self._store, self._report)
+        trained = self._export(cultivation, cultivated)
+        surveyor = Surveyor(self._store, self._dataset.input, blocks, features.final_accuracy, self._work)
+        times = surveyor.profile("zoo", trained, self._report)
+        zoo = self._zoo_names()
+        kept, eliminated = survivors([b for b in trained if b.name in zoo], times, features.final_accuracy)
+        fixed = fixed_sets(self._baselines, trained)
+        sharing = self._sharing(kept, cultivation)
+        if sharing:
+            self._run_missing(sharing)
+            merged = self._export(sharing, shared)
+            times = joined(times, surveyor.profile("merged", merged, self._report))
+            kept_too, eliminated_too = survivors(merged, times, features.final_accuracy)
+            kept, eliminated = kept + kept_too, eliminated + eliminated_too
+        return Bundle(
+            model=self._manifest.model.metadata.name,
+            architecture=self._spec.model.architecture,
+            input=self._dataset.input,
+            classes=self._dataset.classes,
+            blocks=blocks,
+            final_accuracy=features.final_accuracy,
+            branches=kept,
+            baselines=fixed,
+            eliminated=eliminated,
+            profiles={times.device_type: only(times, (*kept, *(b for method in fixed.values() for b in method)))},
+            data=_data_section(self._spec, self._manifest.base_dir),
+            made_with=made_with,
         )
-    return tasks
+
+    def _partitioned(self) -> Chain:
+        """Return the chain of the trained backbone; what the zoo cannot be is refused before anything is trained."""
+        declared = self._spec.model
+        pretrained = self._work / "pretrained.safetensors"
+        if pretrained.exists():
+            declared = declared.model_copy(update={"weights": str(pretrained), "pretrain": None})
+        classes, shape = len(self._dataset.classes), _image(self._dataset)
+        seed = self._spec.cultivation.seed
+        torch.manual_seed(seed)
+        model = load_model(declared, input_shape=shape, classes=classes, base_dir=self._manifest.base_dir)
+        chain = partition(model, shape)
+        memory = self._spec.cultivation.memory
+        check_zoo(
+            self._spec.zoo,
+            [chain.map_shape(index) for index in range(chain.exit_count)],
+            classes,
+            None if memory is None else parse_bytes(memory, where="spec.cultivation.memory"),
+        )
+        check_features(chain, self._dataset, self._feature_folder, **self._feature_limits())
+        if declared.pretrain is None:
+            return chain
+        pretrain(
+            model,
+            self._dataset,
+            declared.pretrain,
+            seed=seed,
+            checkpoint=self._work / "pretraining",
+            report=self._report,
+        )
+        save_weights(model, pretrained)
+        return partition(model, shape)
+
+    def _features(self) -> Features:
+        seed = self._spec.cultivation.seed
+        limits = self._feature_limits()
+        return cache_features(self._chain, self._dataset, self._feature_folder, self._report, seed=seed, **limits)
+
+    def _feature_limits(self) -> _FeatureLimits:
+        settings = self._spec.cultivation
+        disk = None if settings.disk is None else parse_bytes(settings.disk, where="spec.cultivation.disk")
+        return {"augmentation": settings.augmentation, "disk_bytes": disk}
+
+    def _cultivation(self) -> list[ExitTask]:
+        tasks = []
+        for exit_index, shape in enumerate(self._shapes):
+            fixed = [method[exit_index] for method in self._baselines.values() if exit_index in method]
+            task = ExitTask(
+                exit_index=exit_index,
+                choices=tuple(dict.fromkeys([*zoo_branches(self._spec.zoo, shape), *fixed])),
+                classes=len(self._dataset.classes),
+                features=self._feature_folder,
+                output=self._work / f"exit-{exit_index:02d}",
+                settings=self._spec.cultivation,
+                shared_convolutions=self._spec.zoo.shared_convolutions,
+                spared=tuple(fixed),
+            )
+            task.plan(shape, task.stems)  # refuses here, and not in a worker, what its memory cannot hold
+            tasks.append(task)
+        return tasks
+
+    def _sharing(self, kept: Sequence[Branch], cultivation: Sequence[ExitTask]) -> list[SharingTask]:
+        settings = self._spec.sharing
+        if settings is None:
+            return []
+        asked = settings.fully_connected or [fc.name for fc in self._spec.zoo.fully_connected if fc.hidden]
+        names = {branch.name for branch in kept if branch.fc in asked}
+        tasks = []
+        for task in cultivation:
+            chosen = tuple(choice for choice in task.choices if branch_name(task.exit_index, *choice) in names)
+            if chosen:
+                output = self._work / f"merged-{task.exit_index:02d}"
+                tasks.append(SharingTask(cultivation=task, choices=chosen, output=output, settings=settings))
+        return tasks
+
+    def _export(
+        self, tasks: Sequence[_ExitWork], read: Callable[[_ExitWork, tuple[int, int, int]], Sequence[Grown]]
+    ) -> list[Branch]:
+        branches: list[Branch] = []
+        for done, task in enumerate(tasks):
+            shape = self._shapes[task.exit_index]
+            branches += export_exit(read(task, shape), shape, self._apart(task.exit_index), self._store)
+            self._report("export branches", done + 1, len(tasks))
+        return branches
+
+    def _apart(self, exit_index: int) -> frozenset[str]:
+        if not self._spec.zoo.shared_convolutions:
+            return frozenset()
+        return shared_convolutions(zoo_branches(self._spec.zoo, self._shapes[exit_index]))
+
+    def _zoo_names(self) -> set[str]:
+        return {
+            branch_name(exit_index, *choice)
+            for exit_index, shape in enumerate(self._shapes)
+            for choice in zoo_branches(self._spec.zoo, shape)
+        }
+
+    def _run_missing(self, tasks: Sequence[Task]) -> None:
+        missing = [task for task in tasks if not task.finished]
+        if missing:
+            self._run(missing, self._report)
 
 
 def _image(dataset: Dataset) -> tuple[int, int, int]:
@@ -127,6 +240,15 @@ def _image(dataset: Dataset) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def _data_section(spec: ElasticModelSpec, base_dir: Path) -> dict[str, Any]:
+    # Evaluation happens elsewhere and later: plain paths become absolute, variables stay for who reads them.
+    section: dict[str, Any] = spec.data.model_dump(by_alias=True, mode="json", exclude_none=True)
+    for field in ("path", "testPath"):
+        if field in section and "$" not in section[field]:
+            section[field] = str((base_dir / section[field]).resolve())
+    return section
+
+
 def _finished(output: Path, fingerprint: str) -> Bundle | None:
     try:
         bundle = read_bundle(output)
@@ -136,14 +258,13 @@ def _finished(output: Path, fingerprint: str) -> Bundle | None:
 
 
 def _fingerprint(spec: ElasticModelSpec, dataset: Dataset, base_dir: Path) -> str:
-    digest = hashlib.sha256(spec.model_dump_json().encode())
+    hashed = hashlib.sha256(spec.model_dump_json().encode())
     for split in (dataset.train, dataset.validation):
-        digest.update(np.ascontiguousarray(split.x).data)
-        digest.update(split.y.data)
+        digest(split, hashed)
     if spec.model.weights is not None:
         weights = expand_path(spec.model.weights, base_dir, where="spec.model.weights")
-        digest.update(weights.read_bytes() if weights.is_file() else b"")
-    return digest.hexdigest()
+        hashed.update(weights.read_bytes() if weights.is_file() else b"")
+    return hashed.hexdigest()
 
 
 def _versions() -> dict[str, str]:

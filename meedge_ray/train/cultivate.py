@@ -1,32 +1,59 @@
-"""Trains all branches of one exit together on the cached features of the frozen backbone (MEEdge 3.2.1).
-
-The losses are added and the branches share no weights, so one backward pass gives every branch its own gradient: the
-same training as one by one, at one pass over the data for all.
-"""
+"""Trains all branches of one exit together on the cached features of the frozen backbone (MEEdge 3.2.1)."""
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from meedge_ray.api.elastic_model import Convolution, Cultivation, FullyConnected
+from meedge_ray.api.elastic_model import Cultivation, Resources
+from meedge_ray.domain.quantity import parse_bytes
 from meedge_ray.nn.branches import branch_name, build_branch
+from meedge_ray.train.checkpoint import grown_weights, read_progress, restore, write_checkpoint
+from meedge_ray.train.device import training_device
 from meedge_ray.train.features import Features
 from meedge_ray.train.files import whole_folder
+from meedge_ray.train.stopping import beaten_stems
+from meedge_ray.train.tasks import OnEpoch
+from meedge_ray.train.zoo_memory import branch_cost, plan_groups
+from meedge_ray.train.zoo_network import Choice, Group, Shape, Stem, stems_of
+from meedge_ray.train.zoo_training import Maps, ZooTraining
 
-Choice = tuple[Convolution, FullyConnected]
-OnEpoch = Callable[[int, dict[str, float]], None]
+_WEIGHTS = "weights.safetensors"
+_ACCURACY = "accuracy.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Cultivated:
+    """One trained branch. `stopped_epoch` counts the epochs it was trained where early stopping ended that."""
+
+    exit_index: int
+    choice: Choice
+    module: nn.Sequential
+    accuracy: float
+    stopped_epoch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The branch's name in the bundle."""
+        return branch_name(self.exit_index, *self.choice)
+
+    @property
+    def merged_neurons(self) -> tuple[int, ...]:
+        """None: that comes later."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
 class ExitTask:
-    """Cultivation of one exit: everything a worker needs, all of it on the shared disk or small."""
+    """Cultivation of one exit: everything a worker needs, all of it on the shared disk or small.
+
+    Branches of `spared` choices are never stopped early: published methods, which ours is compared with.
+    """
 
     exit_index: int
     choices: tuple[Choice, ...]
@@ -34,103 +61,175 @@ class ExitTask:
     features: Path
     output: Path
     settings: Cultivation
+    shared_convolutions: bool = False
+    spared: tuple[Choice, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """The stage's name in reports."""
+        return "cultivate"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of training."""
+        return self.settings.epochs
+
+    @property
+    def resources(self) -> Resources:
+        """What it takes of a cluster."""
+        return self.settings.resources
 
     @property
     def finished(self) -> bool:
         """Whether the exit's result is there, whole."""
         return self.output.exists()
 
-
-@dataclass(frozen=True, slots=True)
-class Cultivated:
-    """One trained branch."""
-
-    exit_index: int
-    choice: Choice
-    module: nn.Module
-    accuracy: float
-
     @property
-    def name(self) -> str:
-        """The branch's name in the bundle."""
-        return branch_name(self.exit_index, *self.choice)
+    def stems(self) -> list[Stem]:
+        """The exit's convolutions and the heads over them."""
+        return stems_of(self.exit_index, self.choices, shared=self.shared_convolutions)
+
+    def check(self, feature_shape: Shape) -> None:
+        """Refuse the task before any work where it takes more memory than there is.
+
+        Raises:
+            InvalidInputError: spec.cultivation.memory is too small.
+        """
+        self.plan(feature_shape, self.stems)
+
+    def plan(self, feature_shape: Shape, stems: list[Stem]) -> list[list[Stem]]:
+        """Return the stems in the groups that are trained at a time; errors are those of `check`."""
+        memory = self.settings.memory
+        return plan_groups(
+            stems,
+            feature_shape,
+            self.classes,
+            batch_size=self.settings.batch_size,
+            memory_bytes=None if memory is None else parse_bytes(memory, where="spec.cultivation.memory"),
+            device=training_device(),
+        )
+
+    def run(self, on_epoch: OnEpoch) -> None:
+        """Train the branches, going on after the last epoch that a killed run finished; they appear as a whole folder.
+
+        On one CPU, with as many threads, the result has the same bits however often the run was killed.
+
+        Args:
+            on_epoch: told the epochs done and the mean and best accuracy on validation.
+
+        Raises:
+            InvalidInputError: spec.cultivation.memory is too small.
+        """
+        checkpoint = self.output.with_name(f"{self.output.name}.training")
+        growth = _Growth(self, checkpoint)
+        progress = growth.progress
+        while progress.epochs < self.epochs:
+            growth.epoch()
+            accuracies = list(progress.accuracies.values())
+            on_epoch(progress.epochs, {"mean_accuracy": float(np.mean(accuracies)), "best_accuracy": max(accuracies)})
+        del growth  # its memory, before all weights are read
+        with whole_folder(self.output) as partial:
+            save_file(grown_weights(checkpoint, progress, self.stems), partial / _WEIGHTS)
+            said = {
+                name: {"accuracy": accuracy, "stoppedEpoch": progress.stopped_epochs.get(name)}
+                for name, accuracy in progress.accuracies.items()
+            }
+            (partial / _ACCURACY).write_text(json.dumps(said, indent=1))
+        shutil.rmtree(checkpoint)
 
 
-def cultivate_exit(task: ExitTask, on_epoch: OnEpoch) -> None:
-    """Train the exit's branches and write weights and accuracies as one folder that appears whole.
-
-    Args:
-        task: what to train, on what.
-        on_epoch: told the epochs done and the mean and best accuracy on validation after each.
-    """
-    features = Features(task.features)
-    train, validation = (features.features(task.exit_index, split) for split in ("train", "validation"))
-    shape = tuple(int(side) for side in train.shape[1:])
-    torch.manual_seed(task.settings.seed * 1009 + task.exit_index)
-    branches = [build_branch(*choice, (shape[0], shape[1], shape[2]), task.classes) for choice in task.choices]
-    labels = features.labels("train")
-    optimizer = torch.optim.Adam(
-        [parameter for branch in branches for parameter in branch.parameters()],
-        lr=float(task.settings.learning_rate),
-    )
-    steps = -(-len(labels) // task.settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.settings.epochs * steps)
-    shuffled = np.random.default_rng(task.settings.seed)
-    accuracies = [0.0] * len(branches)
-    for epoch in range(task.settings.epochs):
-        for branch in branches:
-            branch.train()
-        for chosen in np.array_split(shuffled.permutation(len(labels)), steps):
-            chosen.sort()
-            x, y = _batch(train, chosen), torch.from_numpy(labels[chosen])
-            loss = torch.stack([nn.functional.cross_entropy(branch(x), y) for branch in branches]).sum()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        accuracies = _accuracies(branches, validation, features.labels("validation"))
-        on_epoch(epoch + 1, {"mean_accuracy": float(np.mean(accuracies)), "best_accuracy": max(accuracies)})
-    _save(task, branches, accuracies)
-
-
-def _batch(features: NDArray[np.float16], chosen: NDArray[np.int64]) -> torch.Tensor:
-    # Depthwise convolutions run 2 to 8 times faster on channels-last tensors.
-    return torch.from_numpy(features[chosen].astype(np.float32)).to(memory_format=torch.channels_last)
-
-
-@torch.inference_mode()
-def _accuracies(branches: Sequence[nn.Module], features: NDArray[np.float16], labels: NDArray[np.int64]) -> list[float]:
-    right = np.zeros(len(branches), np.int64)
-    for branch in branches:
-        branch.eval()
-    for chosen in np.array_split(np.arange(len(labels)), -(-len(labels) // 512)):
-        x = _batch(features, chosen)
-        for index, branch in enumerate(branches):
-            right[index] += int((branch(x).argmax(1).numpy() == labels[chosen]).sum())
-    return [float(count) / len(labels) for count in right]
-
-
-def _save(task: ExitTask, branches: Sequence[nn.Module], accuracies: Sequence[float]) -> None:
-    names = [branch_name(task.exit_index, *choice) for choice in task.choices]
-    weights = {
-        f"{name}/{key}": value.contiguous()
-        for name, branch in zip(names, branches, strict=True)
-        for key, value in branch.state_dict().items()
-    }
-    with whole_folder(task.output) as partial:
-        save_file(weights, partial / "weights.safetensors")
-        (partial / "accuracy.json").write_text(json.dumps(dict(zip(names, accuracies, strict=True)), indent=1))
-
-
-def cultivated(task: ExitTask, feature_shape: tuple[int, int, int]) -> list[Cultivated]:
-    """Read a finished exit's branches back, in eval mode."""
-    weights = load_file(task.output / "weights.safetensors")
-    accuracies: dict[str, float] = json.loads((task.output / "accuracy.json").read_text())
+def cultivated(task: ExitTask, feature_shape: Shape) -> list[Cultivated]:
+    """Read a finished exit's branches back, in eval mode; those that share a convolution hold the very same module."""
+    owned: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in load_file(task.output / _WEIGHTS).items():
+        owner, _, own = key.partition("/")
+        owned[owner][own] = value
+    said = json.loads((task.output / _ACCURACY).read_text())
+    stem_of = {name: stem.name for stem in task.stems for name, _ in stem.heads}
+    convolutions: dict[str, nn.Module] = {}
     result = []
     for choice in task.choices:
         name = branch_name(task.exit_index, *choice)
         module = build_branch(*choice, feature_shape, task.classes)
-        prefix = f"{name}/"
-        module.load_state_dict({key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)})
-        result.append(Cultivated(task.exit_index, choice, module.eval(), accuracies[name]))
+        module.load_state_dict(owned[stem_of[name]] | owned[name])
+        module.convolution = convolutions.setdefault(stem_of[name], module.get_submodule("convolution"))
+        accuracy, stopped_epoch = said[name]["accuracy"], said[name]["stoppedEpoch"]
+        result.append(Cultivated(task.exit_index, choice, module.eval(), accuracy, stopped_epoch))
     return result
+
+
+class _Growth:
+    """The training of an exit's branches from checkpoint to checkpoint."""
+
+    def __init__(self, task: ExitTask, checkpoint: Path) -> None:
+        self.progress = read_progress(checkpoint)
+        self._task = task
+        self._checkpoint = checkpoint
+        self._features = Features(task.features)
+        self._validation = self._maps("validation", 0)
+        self._train: tuple[int, Maps] | None = None
+        self._training: ZooTraining | None = None
+
+    def epoch(self) -> None:
+        """Train one epoch, measure, stop who is beaten, and write the checkpoint."""
+        settings, progress, epoch = self._task.settings, self.progress, self.progress.epochs
+        maps = self._train_maps(epoch)
+        steps = -(-len(maps.labels) // settings.batch_size)
+        if self._training is None:
+            self._training = self._restored(epoch * steps)
+        order = np.random.default_rng((settings.seed, epoch)).permutation(len(maps.labels))
+        self._training.train(maps, order, steps, settings.epochs * steps)
+        progress.accuracies |= self._training.accuracies(self._validation, settings.batch_size)
+        progress.epochs += 1
+        stopped = self._stopped()
+        progress.stopped_epochs |= dict.fromkeys(stopped, progress.epochs)
+        write_checkpoint(self._checkpoint, progress, self._training.groups, self._training.optimizer)
+        if stopped:
+            self._training = None  # the rest is read back from the checkpoint, as after a kill
+
+    def _restored(self, steps_done: int) -> ZooTraining:
+        task = self._task
+        groups = [
+            Group(stems, self._shape, task.classes, seed=task.settings.seed)
+            for stems in task.plan(self._shape, self._live)
+        ]
+        training = ZooTraining(
+            groups, training_device(), learning_rate=float(task.settings.learning_rate), steps_done=steps_done
+        )
+        if steps_done:
+            restore(self._checkpoint, self.progress, training.groups, training.optimizer)
+        return training
+
+    def _stopped(self) -> list[str]:
+        task, early = self._task, self._task.settings.early_stopping
+        if early is None or not early.after_epochs <= self.progress.epochs < task.epochs:
+            return []
+        named = {branch_name(task.exit_index, *choice): choice for choice in task.choices}
+        beaten = beaten_stems(
+            self._live,
+            self.progress.accuracies,
+            {name: branch_cost(choice, self._shape, task.classes) for name, choice in named.items()},
+            margin=early.margin_percent / 100,
+            spared=frozenset(name for name, choice in named.items() if choice in task.spared),
+        )
+        return [name for stem in beaten for name, _ in stem.heads]
+
+    @property
+    def _shape(self) -> Shape:
+        channels, height, width = self._features.features(self._task.exit_index, "validation").shape[1:]
+        return channels, height, width
+
+    @property
+    def _live(self) -> list[Stem]:
+        return [stem for stem in self._task.stems if stem.heads[0][0] not in self.progress.stopped_epochs]
+
+    def _train_maps(self, epoch: int) -> Maps:
+        view = epoch % self._features.views
+        if self._train is None or self._train[0] != view:
+            self._train = None  # its memory, before that of the next
+            self._train = view, self._maps("train", view)
+        return self._train[1]
+
+    def _maps(self, split: str, view: int) -> Maps:
+        mapped = self._features.features(self._task.exit_index, split, view)
+        return Maps(mapped, self._features.labels(split), training_device(), float(self._task.resources.gpus))

@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from meedge_ray.api.elastic_model import Data, Normalization
 from meedge_ray.domain.elastic import InputSpec
 from meedge_ray.domain.errors import InvalidInputError
-from meedge_ray.train.samples import Raw, Samples
+from meedge_ray.train.arrays import written
+from meedge_ray.train.samples import Raw, Rows, Samples
 from meedge_ray.train.sources import SOURCES
 
 
@@ -25,20 +27,22 @@ class Dataset:
     input: InputSpec
 
 
-def load_data(data: Data, base_dir: Path) -> Dataset:
-    """Load, check and split the samples a manifest names.
+def load_data(data: Data, base_dir: Path, *, scratch: Path | None = None) -> Dataset:
+    """Open, check and split the samples a manifest names; what is on the disk is read batch after batch, never whole.
 
     Args:
         data: the manifest's data section.
         base_dir: the folder relative paths start from.
+        scratch: where samples lie unpacked while the process lives, if they have to be (decoded images, compressed
+            .npz, resized samples); None: the system's folder for temporary files.
 
     Raises:
         InvalidInputError: a file or folder is missing or malformed, values are not finite, shapes differ.
         UnavailableError: a download failed.
     """
-    train, test, classes = SOURCES[data.source](data, base_dir)
-    train = _checked(train, len(classes), data)
-    test = None if test is None else _checked(test, len(classes), data)
+    train, test, classes = SOURCES[data.source](data, base_dir, scratch)
+    train = _checked(train, len(classes), data, scratch)
+    test = None if test is None else _checked(test, len(classes), data, scratch)
     if test is not None and test.x.shape[1:] != train.x.shape[1:]:
         raise InvalidInputError(
             f"test samples have shape {test.x.shape[1:]}, training samples {train.x.shape[1:]}",
@@ -46,41 +50,67 @@ def load_data(data: Data, base_dir: Path) -> Dataset:
             do="Bring both splits to one shape",
         )
     train, validation, test = _split(train, test, data)
-    spec = _input_spec(train.x, data.normalization)
+    spec = _input_spec(train, data.normalization)
     return Dataset(train, validation, test, classes, spec)
 
 
-def _checked(samples: Samples, classes: int, data: Data) -> Samples:
+class Hash(Protocol):
+    """What hashlib gives."""
+
+    def update(self, data: Any, /) -> None:  # noqa: ANN401 - any buffer
+        """Add bytes."""
+
+
+def digest(samples: Samples, hashed: Hash) -> None:
+    """Add samples and labels to a hash, chunk by chunk."""
+    for part in samples.chunks():
+        hashed.update(part)
+    hashed.update(samples.y)
+
+
+def _checked(samples: Samples, classes: int, data: Data, scratch: Path | None) -> Samples:
     x, y = samples.x, samples.y
-    if x.ndim < 2 or not len(x) or not (np.issubdtype(x.dtype, np.number) or x.dtype == np.bool_):
+    if len(x.shape) < 2 or not len(x) or x.dtype.kind not in "fiub":
         raise InvalidInputError(f"x is {x.shape} of {x.dtype}, no batch of numbers", where="spec.data")
-    if np.issubdtype(x.dtype, np.floating):
-        bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))
-        if len(bad):
-            raise InvalidInputError(
-                f"sample {bad[0]} holds NaN or infinity ({len(bad)} of {len(x)} samples do)",
-                where="spec.data",
-                do="Remove or repair them",
-            )
+    if x.dtype.kind == "f":
+        _check_finite(samples)
     if y.min() < 0 or y.max() >= classes:
         raise InvalidInputError(
             f"labels run from {y.min()} to {y.max()} with {classes} classes", where="spec.data", do="Count from 0"
         )
-    if data.image_size is not None and x.ndim == 4 and x.shape[-2:] != (data.image_size, data.image_size):
-        return Samples(_resized(x, data.image_size), y)
-    return samples
+    side = data.image_size
+    if side is None or len(x.shape) != 4 or x.shape[-2:] == (side, side):
+        return samples
+    resized = written(
+        (_resized(part, side) for part in samples.chunks()),
+        np.uint8 if x.dtype == np.uint8 else np.float32,
+        (*x.shape[:2], side, side),
+        scratch,
+    )
+    return Samples(Rows(resized), y)
 
 
-def _resized(x: Raw, side: int) -> Raw:
+def _check_finite(samples: Samples) -> None:
+    bad: list[int] = []
+    start = 0
+    for part in samples.chunks():
+        finite = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+        bad.extend((start + np.flatnonzero(~finite)).tolist())
+        start += len(part)
+    if bad:
+        raise InvalidInputError(
+            f"sample {bad[0]} holds NaN or infinity ({len(bad)} of {start} samples do)",
+            where="spec.data",
+            do="Remove or repair them",
+        )
+
+
+def _resized(images: Raw, side: int) -> Raw:
     torch = importlib.import_module("torch")
-    batches = [
-        torch.nn.functional.interpolate(
-            torch.from_numpy(np.ascontiguousarray(part)).float(), (side, side), mode="bilinear", antialias=True
-        ).numpy()
-        for part in np.array_split(x, max(1, len(x) // 1024))
-    ]
-    resized = np.concatenate(batches)
-    return np.clip(np.rint(resized), 0, 255).astype(np.uint8) if x.dtype == np.uint8 else resized
+    resized: Raw = torch.nn.functional.interpolate(
+        torch.from_numpy(images.astype(np.float32)), (side, side), mode="bilinear", antialias=True
+    ).numpy()
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8) if images.dtype == np.uint8 else resized
 
 
 def _split(train: Samples, test: Samples | None, data: Data) -> tuple[Samples, Samples, Samples]:
@@ -104,12 +134,10 @@ def _drawn(samples: Samples, percent: int, random: np.random.Generator) -> tuple
     return samples[np.sort(order[:count])], samples[np.sort(order[count:])]
 
 
-def _input_spec(x: Raw, normalization: Normalization | None) -> InputSpec:
-    shape = tuple(int(side) for side in x.shape[1:])
+def _input_spec(train: Samples, normalization: Normalization | None) -> InputSpec:
+    shape = tuple(int(side) for side in train.x.shape[1:])
     if normalization is None:
-        axes = (0, *range(2, x.ndim))
-        mean = x.mean(axis=axes, dtype=np.float64)
-        std = x.std(axis=axes, dtype=np.float64)
+        mean, std = _statistics(train)
         return InputSpec(shape=shape, mean=_numbers(mean), std=_numbers(np.where(std > 0, std, 1.0)))
     spec = InputSpec(
         shape=shape,
@@ -124,6 +152,20 @@ def _input_spec(x: Raw, normalization: Normalization | None) -> InputSpec:
                 where=f"spec.data.normalization.{name}",
             )
     return spec
+
+
+def _statistics(samples: Samples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation of every channel, combined chunk by chunk (Chan et al. 1979)."""
+    axes = (0, *range(2, len(samples.x.shape)))
+    count, mean, squares = 0, np.zeros(samples.x.shape[1]), np.zeros(samples.x.shape[1])
+    for part in samples.chunks():
+        size = part.size // part.shape[1]
+        part_mean = part.mean(axis=axes, dtype=np.float64)
+        apart = part_mean - mean
+        count += size
+        mean += apart * size / count
+        squares += part.var(axis=axes, dtype=np.float64) * size + apart**2 * size * (count - size) / count
+    return mean, np.sqrt(squares / count)
 
 
 def _numbers(values: NDArray[np.float64]) -> tuple[float, ...]:

@@ -1,13 +1,7 @@
-"""What a bundle is worth on this machine: accuracy over time, over memory, and under random kills.
+"""What a bundle is worth on this machine: accuracy over time, over memory, and under random kills."""
 
-Every method runs on the same engine in the same minutes: rounds alternate between the methods, and inferences between
-one let finish (which gives the times) and one killed (which gives the truth), so that a machine that grows slower does
-so for all of them.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meedge_ray.api.elastic_model import Data
-from meedge_ray.bundle.manifest import read_bundle, unit_store
-from meedge_ray.domain.elastic import Branch, Bundle
+from meedge_ray.bundle.manifest import read_bundle
+from meedge_ray.domain.elastic import Branch, Bundle, bytes_of
 from meedge_ray.domain.errors import InvalidInputError
-from meedge_ray.runtime.engine import Engine
-from meedge_ray.runtime.loading import load_engine, stored_candidates
 from meedge_ray.runtime.placing import Placer
-from meedge_ray.search.placement import result_times
+from meedge_ray.train.curves import anytime_curve, mean_accuracy
 from meedge_ray.train.data import load_data
+from meedge_ray.train.killing import MethodResult, placed_engine, run_under_kills, scored
 from meedge_ray.train.progress import Report, silent
 from meedge_ray.train.samples import Samples
 
-_ROUNDS = 25
 _SCORED = 2000  # test samples every branch is scored on
 _POINTS = 24  # of the mAE over memory
 
-Curve = list[tuple[float, float]]
-
 
 @dataclass(frozen=True, slots=True)
-class MethodResult:
-    """One method on the engine. `curve` holds (ms, accuracy of the best result at hand from then on).
+class Comparison:
+    """Ours beside one other method, at the memory that method takes (MEEdge Figure 9a).
 
-    `mae` is predicted from the times of units and the test accuracies of exits; `killed` is measured: the share of
-    inferences, killed at a uniformly drawn time, whose result at hand was right.
+    Beside the single exit, whose memory leaves nothing for branches, ours has the memory asked for. Gains are shares
+    of the other's value, (ours - theirs) / theirs: in `mae`, predicted, and in `killed`, measured; None beside nothing.
     """
 
-    mae: float
-    killed: float
-    final_accuracy: float
-    resident_bytes: int
-    branches: tuple[str, ...]
-    curve: Curve
+    memory_bytes: int
+    ours: MethodResult
+    mae_gain: float | None
+    killed_gain: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +49,11 @@ class MemoryPoint:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything measured; `over_memory` uses the profile's times, `methods` the times of this run."""
+    """Everything measured; `over_memory` uses the profile's times, `methods` the times of this run.
+
+    In `methods` each has the memory it takes and "meedge" the memory asked for; `comparisons` holds ours beside each
+    of the others, by their name.
+    """
 
     model: str
     architecture: str
@@ -71,6 +63,7 @@ class Evaluation:
     test_samples: int
     kills_per_method: int
     methods: Mapping[str, MethodResult]
+    comparisons: Mapping[str, Comparison]
     over_memory: Sequence[MemoryPoint]
     baselines_over_memory: Mapping[str, MemoryPoint]
 
@@ -78,14 +71,6 @@ class Evaluation:
         """Return the evaluation as plain JSON values, with `kills` of our method drawn out."""
         ours = self.methods["meedge"]
         return asdict(self) | {"kills": {"predicted": ours.mae, "measured": ours.killed}}
-
-
-def placed_engine(directory: Path, bundle: Bundle, branches: Sequence[Branch]) -> Engine:
-    """Return an engine with the bundle's backbone and the given branches resident."""
-    store = unit_store(directory)
-    engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
-    engine.place(stored_candidates(store, branches))
-    return engine
 
 
 def evaluate(
@@ -97,11 +82,11 @@ def evaluate(
     seed: int = 0,
     report: Report = silent,
 ) -> Evaluation:
-    """Measure our placement and the baselines of a bundle on the test split of its data.
+    """Measure our placements and the baselines of a bundle on the test split of its data.
 
     Args:
         directory: the bundle's folder.
-        memory_bytes: memory budget of our placement.
+        memory_bytes: memory budget of our placement; further ones get each baseline's memory.
         horizon_ms: span in which the kill comes, the same for every method.
         kills: killed inferences a method.
         seed: of the kill times.
@@ -112,129 +97,65 @@ def evaluate(
     """
     bundle = read_bundle(directory)
     placer = Placer(bundle, horizon_ms=horizon_ms)
-    placement = placer.place(memory_bytes)
-    by_name = {branch.name: branch for branch in bundle.branches}
-    sets: dict[str, Sequence[Branch]] = {
-        "single_exit": (),
-        **bundle.baselines,
-        "meedge": [by_name[name] for name in placement.branches],
-    }
-    dataset = load_data(Data.model_validate(dict(bundle.data)), Path.cwd())
-    if dataset.input.shape != bundle.input.shape:
-        raise InvalidInputError(
-            f"samples have shape {dataset.input.shape}, the model takes {bundle.input.shape}", where="data"
-        )
-    test = dataset.test
-    methods = _run_methods(directory, bundle, sets, test, placer.horizon_ms, kills, seed, report)
+    others: dict[str, Sequence[Branch]] = {"single_exit": (), **bundle.baselines}
+    budgets = {name: bundle.backbone_bytes + bytes_of(branches) for name, branches in bundle.baselines.items()}
+    budgets["single_exit"] = memory_bytes
+    ours = {name: _chosen(bundle, placer, budgets[name]) for name in others}
+    test = _test_samples(bundle)
+    measured = run_under_kills(
+        directory,
+        bundle,
+        [*others.values(), *ours.values()],
+        test,
+        profile=placer.profile,
+        horizon_ms=placer.horizon_ms,
+        kills=kills,
+        seed=seed,
+        report=report,
+    )
+    methods = dict(zip(others, measured[: len(others)], strict=True))
+    beside = dict(zip(ours, measured[len(others) :], strict=True))
     over_memory, baselines = _over_memory(directory, bundle, placer, test[_spread(len(test))])
     return Evaluation(
         model=bundle.model,
         architecture=bundle.architecture,
         memory_bytes=memory_bytes,
         horizon_ms=placer.horizon_ms,
-        device_type=placement.device_type,
+        device_type=placer.device_type,
         test_samples=len(test),
         kills_per_method=kills,
-        methods=methods,
+        methods=methods | {"meedge": beside["single_exit"]},
+        comparisons={name: _compared(budgets[name], beside[name], theirs) for name, theirs in methods.items()},
         over_memory=over_memory,
         baselines_over_memory=baselines,
     )
 
 
-def accuracy_curve(at_ms: Sequence[float], validation: Sequence[float], test: Sequence[float]) -> Curve:
-    """Return (ms, accuracy) of the best result at hand, the best being known from validation alone."""
-    curve: Curve = []
-    best = -1.0
-    for time_ms, known, accuracy in zip(at_ms, validation, test, strict=True):
-        if known > best:
-            best = known
-            curve.append((time_ms, accuracy))
-    return curve
+def _chosen(bundle: Bundle, placer: Placer, memory_bytes: int) -> list[Branch]:
+    names = set(placer.place(memory_bytes).branches)
+    return [branch for branch in bundle.branches if branch.name in names]
 
 
-def mean_accuracy(curve: Curve, horizon_ms: float) -> float:
-    """Return the mAE: the mean over the horizon of the accuracy at hand, 0 before the first result (MEEdge 4.1)."""
-    ends_ms = [time_ms for time_ms, _ in curve[1:]] + [horizon_ms]
-    area = sum(
-        accuracy * max(0.0, min(end_ms, horizon_ms) - start_ms)
-        for (start_ms, accuracy), end_ms in zip(curve, ends_ms, strict=True)
-        if start_ms < horizon_ms
+def _test_samples(bundle: Bundle) -> Samples:
+    dataset = load_data(Data.model_validate(dict(bundle.data)), Path.cwd())
+    if dataset.input.shape != bundle.input.shape:
+        raise InvalidInputError(
+            f"samples have shape {dataset.input.shape}, the model takes {bundle.input.shape}", where="data"
+        )
+    return dataset.test
+
+
+def _compared(memory_bytes: int, ours: MethodResult, theirs: MethodResult) -> Comparison:
+    return Comparison(
+        memory_bytes=memory_bytes,
+        ours=ours,
+        mae_gain=_gain(ours.mae, theirs.mae),
+        killed_gain=_gain(ours.killed, theirs.killed),
     )
-    return area / horizon_ms
 
 
-class _Runner:
-    """One method's engine and what was measured on it."""
-
-    def __init__(self, directory: Path, bundle: Bundle, branches: Sequence[Branch], test: Samples) -> None:
-        self.engine = placed_engine(directory, bundle, branches)
-        self._test = test
-        self._accuracy: dict[str | None, float] = {
-            None: bundle.final_accuracy,
-            **{branch.name: branch.accuracy for branch in branches},
-        }
-        self._output_ms: list[list[float]] = []
-        self._right: list[bool] = []
-        logits = self.engine.infer_batch(test.x)
-        self._test_accuracy = {name: float((value.argmax(1) == test.y).mean()) for name, value in logits.items()}
-        self._sources: list[str | None] = []
-
-    def kill(self, victims: NDArray[np.int64], times_ms: NDArray[np.float64], random: np.random.Generator) -> None:
-        """Kill inferences at the given times, and let as many others finish to learn the times.
-
-        In random order: a run is faster after a short one, whose units are still in the processor's cache, so both
-        kinds must come after both kinds equally often.
-        """
-        killed = random.permutation(np.repeat([True, False], len(victims)))
-        turn = iter(zip(victims, times_ms, strict=True))
-        for is_killed in killed:
-            if is_killed:
-                index, time_ms = next(turn)
-                label = self.engine.infer(self._test.x[index], deadline_ms=float(time_ms)).label
-                self._right.append(label == self._test.y[index])
-            else:
-                outputs = self.engine.infer(self._test.x[random.integers(len(self._test))]).outputs
-                self._sources = [output.branch for output in outputs]
-                self._output_ms.append([output.at_ms for output in outputs])
-
-    def result(self, horizon_ms: float) -> MethodResult:
-        """Put together what was measured."""
-        at_ms = np.minimum(np.asarray(self._output_ms), horizon_ms).mean(axis=0)
-        curve = accuracy_curve(
-            at_ms.tolist(),
-            [self._accuracy[source] for source in self._sources],
-            [self._test_accuracy[source] for source in self._sources],
-        )
-        return MethodResult(
-            mae=mean_accuracy(curve, horizon_ms),
-            killed=float(np.mean(self._right)),
-            final_accuracy=curve[-1][1],
-            resident_bytes=self.engine.resident_bytes,
-            branches=self.engine.branches,
-            curve=curve,
-        )
-
-
-def _run_methods(
-    directory: Path,
-    bundle: Bundle,
-    sets: Mapping[str, Sequence[Branch]],
-    test: Samples,
-    horizon_ms: float,
-    kills: int,
-    seed: int,
-    report: Report,
-) -> dict[str, MethodResult]:
-    random = np.random.default_rng(seed)
-    # Stratified over the horizon and over the samples: still uniform, with less noise than independent draws.
-    times_ms = random.permutation((np.arange(kills) + random.random(kills)) / kills * horizon_ms)
-    victims = random.permutation(np.resize(np.arange(len(test)), kills))
-    runners = {name: _Runner(directory, bundle, branches, test) for name, branches in sets.items()}
-    for done, part in enumerate(np.array_split(np.arange(kills), _ROUNDS)):
-        for runner in runners.values():
-            runner.kill(victims[part], times_ms[part], random)
-        report("evaluate", done + 1, _ROUNDS)
-    return {name: runner.result(horizon_ms) for name, runner in runners.items()}
+def _gain(ours: float, theirs: float) -> float | None:
+    return (ours - theirs) / theirs if theirs else None
 
 
 def _spread(count: int) -> NDArray[np.int64]:
@@ -249,15 +170,13 @@ def _over_memory(
     last = len(frontier.size_bytes) - 1
     chosen = sorted({round(index) for index in np.linspace(0, last, min(_POINTS, last + 1))})
     placements = [placer.place(bundle.backbone_bytes + int(frontier.size_bytes[index])) for index in chosen]
-    known = {branch.name: branch for method in bundle.baselines.values() for branch in method}
-    known |= {branch.name: branch for branch in bundle.branches}
+    known = {branch.name: branch for branch in (*bundle.branches, *_flat(bundle.baselines))}
     needed = {name for placement in placements for name in placement.branches}
-    needed |= {branch.name for method in bundle.baselines.values() for branch in method}
-    logits = placed_engine(directory, bundle, [known[name] for name in sorted(needed)]).infer_batch(test.x)
-    scores = {name: float((value.argmax(1) == test.y).mean()) for name, value in logits.items()}
+    needed |= {branch.name for branch in _flat(bundle.baselines)}
+    scores = scored(placed_engine(directory, bundle, [known[name] for name in sorted(needed)]), test)
 
     def mae(branches: Sequence[Branch]) -> float:
-        return mean_accuracy(_profiled_curve(bundle, placer, branches, scores), placer.horizon_ms)
+        return mean_accuracy(anytime_curve(bundle, placer.profile, branches, scores), placer.horizon_ms)
 
     points = [
         MemoryPoint(
@@ -270,7 +189,7 @@ def _over_memory(
     ]
     baselines = {
         name: MemoryPoint(
-            memory_bytes=bundle.backbone_bytes + sum(branch.unit.size_bytes for branch in branches),
+            memory_bytes=bundle.backbone_bytes + bytes_of(branches),
             mae=mae(branches),
             promised=placer.expectation([branch.name for branch in branches]),
             branches=len(branches),
@@ -280,18 +199,5 @@ def _over_memory(
     return points, baselines
 
 
-def _profiled_curve(
-    bundle: Bundle, placer: Placer, branches: Sequence[Branch], scores: Mapping[str | None, float]
-) -> Curve:
-    ordered = sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy))
-    at_ms, known = result_times(
-        range(len(ordered)),
-        [branch.exit_index for branch in ordered],
-        [placer.profile.branch_ms[branch.name] for branch in ordered],
-        [branch.accuracy for branch in ordered],
-        backbone_ms=list(accumulate(placer.profile.block_ms))[:-1],
-        final_ms=placer.profile.single_exit_ms,
-        final_accuracy=bundle.final_accuracy,
-    )
-    truth = [*(scores[branch.name] for branch in ordered), scores[None]]
-    return accuracy_curve(at_ms.tolist(), known.tolist(), truth)
+def _flat(baselines: Mapping[str, Sequence[Branch]]) -> Iterable[Branch]:
+    return (branch for branches in baselines.values() for branch in branches)

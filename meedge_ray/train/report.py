@@ -14,15 +14,18 @@ from matplotlib.ticker import PercentFormatter
 
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.domain.quantity import format_bytes
-from meedge_ray.train.evaluation import Curve, Evaluation
+from meedge_ray.train.curves import Curve
+from meedge_ray.train.evaluation import Evaluation
 
 # Okabe and Ito's palette: told apart by everybody.
-_LOOKS = {
+LOOKS = {  # name in pictures, colour, line
     "single_exit": ("single exit", "#000000", "--"),
     "multi_exit_fc": ("multi-exit, one FC each", "#E69F00", "-."),
     "spinn": ("SPINN", "#0072B2", ":"),
+    "branchynet": ("BranchyNet", "#009E73", (0, (4, 1, 1, 1, 1, 1))),
     "meedge": ("meedge-ray", "#D55E00", "-"),
 }
+_PREDICTED = "#777777"
 _MIB = 2.0**20
 
 
@@ -53,7 +56,9 @@ def write_report(folder: Path, evaluation: Evaluation, trace: Sequence[MemoryCha
     folder.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, tuple[Figure, str]] = {
         "accuracy-over-time": (_over_time(evaluation), _OVER_TIME),
+        "finite-time": (_finite_time(evaluation), _FINITE_TIME),
         "kills": (_kills(evaluation), _KILLS),
+        "equal-memory": (_equal_memory(evaluation), _EQUAL_MEMORY),
         "mae-over-memory": (_over_memory(evaluation), _OVER_MEMORY),
     }
     if trace:
@@ -69,9 +74,17 @@ _OVER_TIME = (
     "Accuracy of the best result at hand when the inference is stopped at a time. The original network has nothing "
     "before its end; the area under a curve, over the horizon, is its mean accuracy expectation (mAE)."
 )
+_FINITE_TIME = (
+    "Accuracy where the time is known beforehand: only the one resident branch that is best within it runs, or the "
+    "original network's end. The figures are means over the horizon."
+)
 _KILLS = (
     "Inferences killed on the running engine at times drawn uniformly over the horizon: how many had the right result "
     "at hand, beside what was predicted from unit times and exit accuracies."
+)
+_EQUAL_MEMORY = (
+    "The same kills, ours beside each other method at the memory that one takes, and what ours gains relative to it. "
+    "Beside the single exit, whose memory holds no branches, ours has the memory budget above."
 )
 _OVER_MEMORY = "Mean accuracy expectation of the best placement for every memory budget. Points are the baselines."
 _TRACE = (
@@ -94,18 +107,31 @@ def _percent(axes: Axes) -> None:
 
 
 def _over_time(evaluation: Evaluation) -> Figure:
+    curves = {name: (method.curve, f"mAE {method.mae:.1%}") for name, method in evaluation.methods.items()}
+    return _curves(curves, evaluation.horizon_ms, "time until the kill (ms)", "accuracy at hand")
+
+
+def _finite_time(evaluation: Evaluation) -> Figure:
+    curves = {
+        name: (method.finite_time, f"{method.finite_time_mean:.1%}") for name, method in evaluation.methods.items()
+    }
+    return _curves(curves, evaluation.horizon_ms, "time there is, known beforehand (ms)", "accuracy")
+
+
+def _curves(curves: Mapping[str, tuple[Curve, str]], horizon_ms: float, time: str, accuracy: str) -> Figure:
     figure, axes = _axes()
-    for name, method in evaluation.methods.items():
-        label, color, line = _LOOKS[name]
-        x, y = _steps(method.curve, evaluation.horizon_ms)
-        axes.step(x, y, where="post", color=color, linestyle=line, label=f"{label}: mAE {method.mae:.1%}", linewidth=2)
-    axes.set(xlabel="time until the kill (ms)", ylabel="accuracy at hand", ylim=(0, 1), xlim=(0, evaluation.horizon_ms))
+    for name, (curve, figure_text) in curves.items():
+        label, color, line = LOOKS[name]
+        x, y = steps(curve, horizon_ms)
+        axes.step(x, y, where="post", color=color, linestyle=line, label=f"{label}: {figure_text}", linewidth=2)
+    axes.set(xlabel=time, ylabel=accuracy, ylim=(0, 1), xlim=(0, horizon_ms))
     _percent(axes)
     axes.legend(loc="lower right", framealpha=0.9)
     return figure
 
 
-def _steps(curve: Curve, horizon_ms: float) -> tuple[list[float], list[float]]:
+def steps(curve: Curve, horizon_ms: float) -> tuple[list[float], list[float]]:
+    """Return times and accuracies of the curve from 0 to the horizon, as stairs."""
     x = [0.0, *(time_ms for time_ms, _ in curve), horizon_ms]
     y = [0.0, *(accuracy for _, accuracy in curve), curve[-1][1]]
     return x, y
@@ -116,21 +142,44 @@ def _kills(evaluation: Evaluation) -> Figure:
     names = list(evaluation.methods)[::-1]
     for row, name in enumerate(names):
         method = evaluation.methods[name]
-        color = _LOOKS[name][1]
+        color = LOOKS[name][1]
         axes.barh(row, method.killed, color=color, height=0.6)
-        axes.plot([method.mae] * 2, [row - 0.4, row + 0.4], color="#777777", linewidth=2.5)
+        axes.plot([method.mae] * 2, [row - 0.4, row + 0.4], color=_PREDICTED, linewidth=2.5)
         axes.text(max(method.killed, method.mae) + 0.01, row, f"{method.killed:.1%}", va="center")
-    axes.plot([], [], color="#777777", linewidth=2.5, label="predicted")
-    axes.set_yticks(range(len(names)), [_LOOKS[name][0] for name in names])
+    axes.plot([], [], color=_PREDICTED, linewidth=2.5, label="predicted")
+    axes.set_yticks(range(len(names)), [LOOKS[name][0] for name in names])
     axes.set(xlabel="right results at hand under random kills, measured", xlim=(0, 1))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.legend(loc="upper right")
     return figure
 
 
+def _equal_memory(evaluation: Evaluation) -> Figure:
+    figure, axes = _axes()
+    ours_name, ours_color, _ = LOOKS["meedge"]
+    places = []
+    for place, (name, comparison) in enumerate(evaluation.comparisons.items()):
+        label, color, _ = LOOKS[name]
+        places.append(f"{label}\n{format_bytes(comparison.memory_bytes)}")
+        pair = ((evaluation.methods[name], color), (comparison.ours, ours_color))
+        for offset, (method, bar_color) in zip((-0.2, 0.2), pair, strict=True):
+            axes.bar(place + offset, method.killed, width=0.38, color=bar_color)
+            axes.plot([place + offset - 0.19, place + offset + 0.19], [method.mae] * 2, color=_PREDICTED, linewidth=2.5)
+        if comparison.killed_gain is not None:
+            top = max(comparison.ours.killed, comparison.ours.mae) + 0.01
+            axes.text(place + 0.2, top, f"{comparison.killed_gain:+.1%}", ha="center")
+    axes.bar(0, 0, color=ours_color, label=f"{ours_name}, at the same memory")
+    axes.plot([], [], color=_PREDICTED, linewidth=2.5, label="predicted")
+    axes.set_xticks(range(len(places)), places)
+    axes.set(ylabel="right results at hand\nunder random kills", ylim=(0, 1))
+    _percent(axes)
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
 def _over_memory(evaluation: Evaluation) -> Figure:
     figure, axes = _axes()
-    label, color, line = _LOOKS["meedge"]
+    label, color, line = LOOKS["meedge"]
     axes.plot(
         [point.memory_bytes / _MIB for point in evaluation.over_memory],
         [point.mae for point in evaluation.over_memory],
@@ -139,8 +188,8 @@ def _over_memory(evaluation: Evaluation) -> Figure:
         marker=".",
         label=label,
     )
-    for marker, (name, point) in zip("oDs", evaluation.baselines_over_memory.items(), strict=False):
-        label, color, _ = _LOOKS[name]
+    for marker, (name, point) in zip("oDsv", evaluation.baselines_over_memory.items(), strict=False):
+        label, color, _ = LOOKS[name]
         axes.plot(point.memory_bytes / _MIB, point.mae, marker, color=color, label=label, markersize=8)
     axes.set(xlabel="memory of backbone and branches (MiB)", ylabel="mAE", ylim=(0, 1))
     _percent(axes)
@@ -154,19 +203,19 @@ def _trace(evaluation: Evaluation, trace: Sequence[MemoryChange]) -> Figure:
     moments = list(range(len(trace) + 1))
     for values, label, color in (
         ([change.memory_bytes for change in trace], "memory budget", "#000000"),
-        ([change.resident_bytes for change in trace], "resident: backbone and branches", _LOOKS["meedge"][1]),
+        ([change.resident_bytes for change in trace], "resident: backbone and branches", LOOKS["meedge"][1]),
     ):
         stairs = [value / _MIB for value in values]
         top.step(moments, [*stairs, stairs[-1]], where="post", label=label, color=color, linewidth=2)
     for name, method in evaluation.methods.items():
         if name != "meedge":
-            label, color, line = _LOOKS[name]
+            label, color, line = LOOKS[name]
             top.axhline(method.resident_bytes / _MIB, color=color, linestyle=line, label=f"{label} needs", zorder=1)
     top.set(ylabel="MiB")
     top.margins(y=0.15)
     figure.legend(loc="outside upper center", fontsize=8, ncols=3)
     accuracies = [change.accuracy for change in trace]
-    bottom.step(moments, [*accuracies, accuracies[-1]], where="post", color=_LOOKS["meedge"][1], linewidth=2)
+    bottom.step(moments, [*accuracies, accuracies[-1]], where="post", color=LOOKS["meedge"][1], linewidth=2)
     for moment, change in enumerate(trace):
         above = change.accuracy < 0.3
         bottom.annotate(
@@ -188,10 +237,17 @@ def _trace(evaluation: Evaluation, trace: Sequence[MemoryChange]) -> Figure:
 
 def _page(folder: Path, evaluation: Evaluation, captions: Mapping[str, str]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(_LOOKS[name][0])}</td><td>{method.mae:.1%}</td><td>{method.killed:.1%}</td>"
+        f"<tr><td>{html.escape(LOOKS[name][0])}</td><td>{method.mae:.1%}</td><td>{method.killed:.1%}</td>"
         f"<td>{method.final_accuracy:.1%}</td><td>{format_bytes(method.resident_bytes)}</td>"
         f"<td>{len(method.branches)}</td></tr>"
         for name, method in evaluation.methods.items()
+    )
+    compared = "".join(
+        f"<tr><td>{html.escape(LOOKS[name][0])}</td><td>{format_bytes(comparison.memory_bytes)}</td>"
+        f"<td>{evaluation.methods[name].mae:.1%}</td><td>{comparison.ours.mae:.1%}</td>"
+        f"<td>{_signed(comparison.mae_gain)}</td><td>{evaluation.methods[name].killed:.1%}</td>"
+        f"<td>{comparison.ours.killed:.1%}</td><td>{_signed(comparison.killed_gain)}</td></tr>"
+        for name, comparison in evaluation.comparisons.items()
     )
     pictures = "".join(
         f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{_encoded(folder / f"{name}.png")}">'
@@ -207,7 +263,12 @@ def _page(folder: Path, evaluation: Evaluation, captions: Mapping[str, str]) -> 
         "kills a method": evaluation.kills_per_method,
     }
     listed = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items())
-    return _PAGE.format(title=html.escape(f"{evaluation.model}, elastic"), facts=listed, rows=rows, pictures=pictures)
+    title = html.escape(f"{evaluation.model}, elastic")
+    return _PAGE.format(title=title, facts=listed, rows=rows, compared=compared, pictures=pictures)
+
+
+def _signed(gain: float | None) -> str:
+    return "" if gain is None else f"{gain:+.1%}"
 
 
 def _encoded(path: Path) -> str:
@@ -229,6 +290,9 @@ figure {{ margin: 2rem 0; }} img {{ width: 100%; }} figcaption {{ color: #555; f
 <dl>{facts}</dl>
 <table><thead><tr><th>method</th><th>mAE predicted</th><th>under kills, measured</th><th>if let finish</th>
 <th>memory</th><th>branches</th></tr></thead><tbody>{rows}</tbody></table>
+<h2>Ours beside each, at its memory</h2>
+<table><thead><tr><th>method</th><th>memory</th><th>mAE</th><th>ours</th><th>gain</th><th>under kills</th><th>ours</th>
+<th>gain</th></tr></thead><tbody>{compared}</tbody></table>
 {pictures}
 </body></html>
 """

@@ -4,13 +4,13 @@ from torch import nn
 
 from meedge_ray.api.elastic_model import Convolution, FullyConnected, Zoo
 from meedge_ray.domain.errors import InvalidInputError
-from meedge_ray.nn.branches import branch_name, build_branch, zoo_branches
+from meedge_ray.nn.branches import branch_name, build_branch, build_convolution, build_head, check_zoo, zoo_branches
 
 KINDS = ["none", "standard", "depthwise", "separable", "spatiallySeparable", "dilated"]
 
 
-def convolution(kind, kernel_size=3):
-    return Convolution.model_validate({"kind": kind, "kernelSize": kernel_size})
+def convolution(kind, kernel_size=3, layers=1):
+    return Convolution.model_validate({"kind": kind, "kernelSize": kernel_size, "layers": layers})
 
 
 def fc(pooled_size, *hidden):
@@ -166,3 +166,57 @@ def test_a_zoo_of_which_nothing_fits_is_refused(choices, where, do, says):
     with pytest.raises(InvalidInputError) as caught:
         zoo_branches(choices, (16, 2, 3))
     says(caught.value, what="none of the choices fits a feature map of 2x3", where=where, do=do)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_repeat_the_whole_choice_each_with_norm_and_relu(kind):
+    one, three = (build_convolution(convolution(kind, layers=layers), 6) for layers in (1, 3))
+    assert [type(part) for part in three] == 3 * [type(part) for part in one]
+    parameters = [parameter for part in three for parameter in part.parameters()]
+    assert len({id(parameter) for parameter in parameters}) == len(parameters)
+    features = torch.randn(2, 6, 7, 7)
+    assert three(features).shape == features.shape
+    if kind != "none":
+        assert isinstance(three[-1], nn.ReLU)
+
+
+def test_a_stack_fits_where_one_layer_fits():
+    stacked = Zoo.model_validate(
+        {"convolutions": [{"kind": "separable", "layers": 3}], "fullyConnected": [{"pooledSize": 1}]}
+    )
+    assert [c.name for c, _ in zoo_branches(stacked, (4, 3, 3))] == ["separable3-x3"]
+    with pytest.raises(InvalidInputError):
+        zoo_branches(stacked, (4, 2, 2))
+
+
+def test_a_branch_is_its_convolution_and_its_head():
+    branch = build_branch(convolution("separable"), fc(2, 16), (6, 8, 8), 5)
+    parts = build_convolution(convolution("separable"), 6), build_head(fc(2, 16), (6, 8, 8), 5)
+    for child, part in zip(branch.children(), parts, strict=True):
+        shapes = {key: value.shape for key, value in part.state_dict().items()}
+        assert {key: value.shape for key, value in child.state_dict().items()} == shapes
+
+
+def test_the_default_zoo_fits_the_networks_of_the_papers():
+    assert len(Zoo().convolutions) * len(Zoo().fully_connected) == 105
+    check_zoo(Zoo(), [(16, 32, 32), (32, 16, 16), (64, 8, 8)], 10, 64 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("choices", "memory_bytes", "what", "where", "do"),
+    [
+        (zoo([("none", 3), ("dilated", 5)], [1]), None, "dilated5 sees 9 pixels", "zoo.convolutions.1", "kernelSize"),
+        (zoo([("none", 3)], [1, 9]), None, "pooled to 9x9", "zoo.fullyConnected.1", "pooledSize"),
+        # (64 * 16 + 1) * 10 weights of four bytes, four times
+        (zoo([("none", 3)], [1, 4]), 163_999, "pool4 takes 160Ki", "zoo.fullyConnected.1", "cultivation.memory"),
+    ],
+)
+def test_a_choice_that_can_be_had_at_no_exit_is_refused(choices, memory_bytes, what, where, do, says):
+    with pytest.raises(InvalidInputError) as caught:
+        check_zoo(choices, [(16, 8, 8), (64, 4, 4)], 10, memory_bytes)
+    says(caught.value, what=what, where=where, do=do)
+
+
+def test_a_choice_that_fits_at_one_exit_is_not_refused():
+    check_zoo(zoo([("dilated", 5)], [9]), [(16, 9, 9), (64, 4, 4)], 10, None)
+    check_zoo(zoo([("none", 3)], [1, 4]), [(16, 8, 8), (64, 4, 4)], 10, 164_000)

@@ -1,4 +1,4 @@
-"""Cultivation as a Ray Tune run: one trial an exit, all its branches trained together.
+"""A stage of the build as a Ray Tune run: one trial an exit.
 
 Which exits are finished is known from their folders alone, so a run that was killed goes on without Tune's own
 (pickled) experiment state.
@@ -13,28 +13,30 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
+import ray
 import torch
 from ray import tune
 
+from meedge_ray.api.elastic_model import Resources
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.train.cultivate import ExitTask, cultivate_exit
 from meedge_ray.train.progress import Report, silent
+from meedge_ray.train.tasks import Task
 
 _RETRIES = 2  # of an exit whose worker died
 
 
-def cultivate_on_ray(tasks: Sequence[ExitTask], report: Report) -> None:
-    """Train the exits as trials on the cluster this process is connected to.
+def run_on_ray(tasks: Sequence[Task], report: Report) -> None:
+    """Do one stage's tasks as trials on the cluster this process is connected to: GPUs are shared where there are any.
 
     Raises:
         MeedgeError: a trial failed for good; the exits that finished stay finished.
     """
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, tasks=list(tasks)), {"cpu": 1}),
+        tune.with_resources(tune.with_parameters(_trial, tasks=list(tasks)), _taken(tasks[0].resources)),
         param_space={"task": tune.grid_search(list(range(len(tasks))))},
         tune_config=tune.TuneConfig(reuse_actors=True),
         run_config=tune.RunConfig(
-            name="tune",
+            name=f"tune-{tasks[0].stage}",
             storage_path=str(tasks[0].output.parent.resolve()),
             callbacks=[_Progress(tasks, report)],
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
@@ -48,26 +50,33 @@ def cultivate_on_ray(tasks: Sequence[ExitTask], report: Report) -> None:
         if not task.finished:
             reasons = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
             raise MeedgeError(
-                f"cultivation failed ({reasons[0] if reasons else 'the trial ended early'})",
+                f"{task.stage} failed ({reasons[0] if reasons else 'the trial ended early'})",
                 where=f"exit {task.exit_index}",
                 do="Run the build again: the exits that finished are kept",
             )
 
 
-def _trial(config: Mapping[str, int], tasks: Sequence[ExitTask]) -> None:
+def _taken(resources: Resources) -> dict[str, float]:
+    taken: dict[str, float] = {"cpu": resources.cpus}
+    if ray.cluster_resources().get("GPU", 0) > 0:
+        taken["gpu"] = float(resources.gpus)
+    return taken
+
+
+def _trial(config: Mapping[str, int], tasks: Sequence[Task]) -> None:
     task = tasks[config["task"]]
-    torch.set_num_threads(1)  # one core a trial: exits run side by side rather than operators
+    torch.set_num_threads(task.resources.cpus)
 
     def on_epoch(epoch: int, figures: Mapping[str, float]) -> None:
         tune.report({"epoch": epoch, **figures})
 
-    cultivate_exit(task, on_epoch)
+    task.run(on_epoch)
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no usable types
     """Turns trials' results into progress."""
 
-    def __init__(self, tasks: Sequence[ExitTask], report: Report) -> None:
+    def __init__(self, tasks: Sequence[Task], report: Report) -> None:
         self._tasks = tasks
         self._report = report
         self._epochs = dict.fromkeys(range(len(tasks)), 0)
@@ -88,8 +97,8 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no usable typ
         self._epochs[number] = int(result["epoch"])
         task = self._tasks[number]
         self._report(
-            "cultivate",
-            sum(self._epochs.values()) / task.settings.epochs,
+            task.stage,
+            sum(done / each.epochs for done, each in zip(self._epochs.values(), self._tasks, strict=True)),
             len(self._tasks),
             f"exit {task.exit_index}: best {result['best_accuracy']:.1%}",
         )
