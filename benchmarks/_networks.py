@@ -60,7 +60,7 @@ NETWORKS = {
         "resnet56", "cifar10", Build(4000, 5, "reduced", kills=5000), weights="resnet56-cifar10.safetensors"
     ),
     "lenet-cifar10": Network("lenet", "cifar10", Build(12000, 8), Backbone(12, 128, "0.002"), paper="LeNet C10"),
-    "alexnet-cifar10": Network("alexnet", "cifar10", Build(6000, 6), Backbone(8, 128, "0.0007"), paper="AlexNet C10"),
+    "alexnet-cifar10": Network("alexnet", "cifar10", Build(4000, 6), Backbone(8, 128, "0.0007"), paper="AlexNet C10"),
     "lenet-widar3": Network("lenet", "widar3", Build(1600, 12, "small maps"), Backbone(30, 64, "0.001")),
     "alexnet-widar3": Network(
         "alexnet", "widar3", Build(1600, 12, "small maps"), Backbone(20, 64, "0.0005"), paper="AlexNet W3.0"
