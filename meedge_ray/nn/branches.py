@@ -101,6 +101,8 @@ def branch_name(exit_index: int, convolution: Convolution, fc: FullyConnected) -
 def check_zoo(zoo: Zoo, feature_shapes: Sequence[tuple[int, int, int]], classes: int, memory_bytes: int | None) -> None:
     """Refuse a choice that fits nowhere, or that cannot be trained in the memory there is.
 
+    What nobody wrote is not refused: of the default choices those that fit nowhere are left out.
+
     Args:
         zoo: the choices.
         feature_shapes: of the map at every exit point.
@@ -112,7 +114,7 @@ def check_zoo(zoo: Zoo, feature_shapes: Sequence[tuple[int, int, int]], classes:
     """
     largest = max(min(shape[1:]) for shape in feature_shapes)
     for index, convolution in enumerate(zoo.convolutions):
-        if _extent(convolution) > largest:
+        if _extent(convolution) > largest and "convolutions" in zoo.model_fields_set:
             raise InvalidInputError(
                 f"{convolution.name} sees {_extent(convolution)} pixels across and fits no feature map of the model; "
                 f"the largest is {largest} across",
@@ -122,6 +124,8 @@ def check_zoo(zoo: Zoo, feature_shapes: Sequence[tuple[int, int, int]], classes:
     for index, fc in enumerate(zoo.fully_connected):
         fitting = [shape for shape in feature_shapes if fc.pooled_size <= min(shape[1:])]
         where = f"spec.zoo.fullyConnected.{index}"
+        if not fitting and "fully_connected" not in zoo.model_fields_set:
+            continue
         if not fitting:
             raise InvalidInputError(
                 f"no feature map of the model can be pooled to {fc.pooled_size}x{fc.pooled_size}; "

@@ -220,3 +220,14 @@ def test_a_choice_that_can_be_had_at_no_exit_is_refused(choices, memory_bytes, w
 def test_a_choice_that_fits_at_one_exit_is_not_refused():
     check_zoo(zoo([("dilated", 5)], [9]), [(16, 9, 9), (64, 4, 4)], 10, None)
     check_zoo(zoo([("none", 3)], [1, 4]), [(16, 8, 8), (64, 4, 4)], 10, 164_000)
+
+
+def test_of_the_default_zoo_what_fits_nowhere_is_left_out() -> None:
+    shapes = [(16, 6, 6), (32, 3, 3)]
+    check_zoo(Zoo(), shapes, 10, None)
+    names = {convolution.name for convolution, _ in zoo_branches(Zoo(), shapes[0])}
+    assert "depthwise5" in names
+    assert "dilated5" not in names
+    written = Zoo.model_validate({"convolutions": [{"kind": "none"}, {"kind": "dilated", "kernelSize": 5}]})
+    with pytest.raises(InvalidInputError, match=r"spec\.zoo\.convolutions\.1"):
+        check_zoo(written, shapes, 10, None)
