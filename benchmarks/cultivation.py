@@ -48,7 +48,7 @@ from meedge_ray.train.progress import silent
 from meedge_ray.train.samples import Samples
 from meedge_ray.train.zoo_network import Choice, Group, stems_of
 
-SHAPE, CLASSES, BATCH, SEED = (3, 32, 32), 10, 128, 0
+SHAPE, CLASSES, BATCH, SEED = (3, 32, 32), 10, 64, 0
 MEMORY, MAP = "1Gi", (16, 32, 32)  # declared, and the largest map of the network
 TARGETS = {"cost_ratio": 10, "accuracy_points": 0.5}
 Step = Callable[[Tensor, Tensor], None]
@@ -61,7 +61,7 @@ class Size:
 
     train_samples: int = 1536
     validation_samples: int = 1000
-    epochs: int = 4
+    epochs: int = 3
     sampled_an_exit: int = 2
     memory_samples: int = 2048
     zoo: Zoo = field(default_factory=Zoo)
