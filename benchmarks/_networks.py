@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meedge_ray.api.elastic_model import Data, ElasticModel, Pretrain, Zoo
+from meedge_ray.api.elastic_model import Data, ElasticModel, Pretrain
 from meedge_ray.nn.backbones import build_backbone
 from meedge_ray.nn.source import save_weights
 from meedge_ray.train.data import load_data
@@ -61,10 +61,8 @@ NETWORKS = {
     ),
     "lenet-cifar10": Network("lenet", "cifar10", Build(12000, 8), Backbone(12, 128, "0.002"), paper="LeNet C10"),
     "alexnet-cifar10": Network("alexnet", "cifar10", Build(4000, 6), Backbone(8, 128, "0.0007"), paper="AlexNet C10"),
-    "lenet-widar3": Network("lenet", "widar3", Build(1600, 12, "small maps"), Backbone(30, 64, "0.001")),
-    "alexnet-widar3": Network(
-        "alexnet", "widar3", Build(1600, 12, "small maps"), Backbone(20, 64, "0.0005"), paper="AlexNet W3.0"
-    ),
+    "lenet-widar3": Network("lenet", "widar3", Build(1600, 12), Backbone(30, 64, "0.001")),
+    "alexnet-widar3": Network("alexnet", "widar3", Build(1600, 12), Backbone(20, 64, "0.0005"), paper="AlexNet W3.0"),
     "resnet20-widar3": Network("resnet20", "widar3", Build(1600, 12), Backbone(20, 64, "0.002"), paper="ResNet20 W3.0"),
     "vgg16-cifar10": Network(
         "vgg16",
@@ -84,13 +82,6 @@ NETWORKS = {
 
 _ZOOS: dict[str, dict[str, Any]] = {
     "full": {},  # the default: 15 convolutions x 7 FC choices
-    "small maps": {  # 13 x 7: a dilated kernel of 5 spans 9
-        "convolutions": [
-            choice.model_dump(by_alias=True)
-            for choice in Zoo().convolutions
-            if choice.kind != "dilated" or choice.kernel_size == 3
-        ]
-    },
     "reduced": {  # 6 x 4
         "convolutions": [
             {"kind": "none"},

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import shutil
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,10 +25,9 @@ from meedge_ray.cli.output import Bars, show, table
 from meedge_ray.domain.elastic import Bundle, bytes_of
 from meedge_ray.domain.quantity import format_bytes
 from meedge_ray.jobs.tasks import run_on_ray
-from meedge_ray.runtime.placing import HORIZON_FACTOR
 from meedge_ray.train.build import build
 from meedge_ray.train.evaluation import Evaluation, evaluate
-from meedge_ray.train.killing import MethodResult, placed_engine
+from meedge_ray.train.killing import MethodResult
 from meedge_ray.train.progress import Report
 
 METHODS = ("single_exit", "multi_exit_fc", "branchynet", "spinn")
@@ -44,7 +42,6 @@ PAPER_OVERHEAD = {  # Table 2: training, self-merge, KD retraining (GPU-days), s
 }
 TRAINING = ("features", "cultivate")  # stages, as the build reports them
 SHARING = ("share",)
-RUNS = 500  # of the single exit, for the horizon
 
 Figures = dict[str, Any]
 
@@ -125,22 +122,10 @@ def run(name: str, network: Network, work: Path, output: Path, cifar100: Path | 
         measured = evaluate(
             output,
             memory_bytes=bundle.backbone_bytes + bytes_of(bundle.baselines["spinn"]),
-            horizon_ms=HORIZON_FACTOR * single_exit_ms(output, bundle),
             kills=network.build.kills,
             report=watch,
         )
     return said(network, bundle, measured, watch.seconds)
-
-
-def single_exit_ms(output: Path, bundle: Bundle) -> float:
-    """Return the median time of a whole inference without branches.
-
-    The horizon follows from it: the profile's times of units leave out what an inference costs besides, which in a
-    network of 30 microseconds is a tenth.
-    """
-    engine = placed_engine(output, bundle, ())
-    sample = engine.random_sample()
-    return statistics.median(engine.infer(sample).elapsed_ms for _ in range(RUNS))
 
 
 def said(network: Network, bundle: Bundle, measured: Evaluation, seconds: Mapping[str, float]) -> Figures:

@@ -94,7 +94,10 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Times of every unit measured on one device type, batch 1: the mean over the runs, in ms."""
+    """Times of every unit measured on one device type, batch 1: the mean over the runs, in ms.
+
+    The first block's is with the sample's preparation, so that sums are times since the call.
+    """
 
     device_type: str
     engine: str

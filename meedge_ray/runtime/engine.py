@@ -189,20 +189,24 @@ class Engine:
     def unit_times(self, sample: Any) -> tuple[NDArray[np.float64], dict[str, float]]:  # noqa: ANN401
         """Run one raw sample to the end; return the ms of every block, and of every resident branch by name.
 
-        A branch's time is that of all its units: one that others share runs once and counts for each of them.
+        Times are from result to result, as an inference has them: with what the engine does between two units, and
+        in the first block with what it does to the sample. A branch's time is that of all its units: one that others
+        share runs once and counts for each of them.
 
         Raises:
             InvalidInputError: the sample has another shape or is not finite numbers.
         """
+        now = perf_counter()
         placed = self._placed
         slots = [self._normalizer.one(sample)] * placed.slots
         slot_ms = [0.0] * placed.slots  # spent since the chain
         block_ms: list[float] = []
         branch_ms: dict[str, float] = {}
         for run, output_names, input_name, source, target, exit_ in placed.steps:
-            start = perf_counter()
+            before = now
             value = run(output_names, {input_name: slots[source]}, None)[0]
-            time_ms = (perf_counter() - start) * 1e3
+            now = perf_counter()
+            time_ms = (now - before) * 1e3
             if exit_ is not None and exit_.branch is not None:
                 branch_ms[exit_.branch] = slot_ms[source] + time_ms
                 continue
