@@ -181,7 +181,19 @@ def evaluate(
         for name, method in measured.methods.items()
     ]
     columns = ["method", "mAE>", "under kills>", "if let finish>", "memory>", "branches>"]
-    emit(form, measured.as_json(), table(columns, rows), *shown)
+    beside = [
+        [name, format_bytes(comparison.memory_bytes), f"{measured.methods[name].killed:.1%}"]
+        + [f"{comparison.ours.killed:.1%}", "-" if comparison.killed_gain is None else f"{comparison.killed_gain:+.1%}"]
+        for name, comparison in measured.comparisons.items()
+    ]
+    emit(
+        form,
+        measured.as_json(),
+        table(columns, rows),
+        "",
+        table(["at the memory of", "memory>", "under kills>", "meedge>", "gain>"], beside),
+        *shown,
+    )
 
 
 def _read_sample(path: Path) -> np.ndarray:

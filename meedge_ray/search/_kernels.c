@@ -289,6 +289,9 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
 static PyMethodDef methods[] = {
     {"uncovered", (PyCFunction)(void (*)(void))uncovered, METH_FASTCALL, uncovered_doc},
     {"search_tree", (PyCFunction)(void (*)(void))meedge_search_tree, METH_FASTCALL, meedge_search_tree_doc},
+    {"plan_exits", (PyCFunction)(void (*)(void))meedge_plan_exits, METH_FASTCALL, meedge_plan_exits_doc},
+    {"value_exits", (PyCFunction)(void (*)(void))meedge_value_exits, METH_FASTCALL, meedge_value_exits_doc},
+    {"hybrid_exits", (PyCFunction)(void (*)(void))meedge_hybrid_exits, METH_FASTCALL, meedge_hybrid_exits_doc},
     {NULL, NULL, 0, NULL},
 };
 

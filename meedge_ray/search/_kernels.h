@@ -28,4 +28,10 @@ void meedge_release(Py_buffer *views, int number);
 PyObject *meedge_search_tree(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_search_tree_doc[];
 
+/* Defined in _exits.c. */
+PyObject *meedge_plan_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *meedge_value_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *meedge_hybrid_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern const char meedge_plan_exits_doc[], meedge_value_exits_doc[], meedge_hybrid_exits_doc[];
+
 #endif

@@ -220,4 +220,4 @@ def _check_shape(array: npt.NDArray[Any], where: str, count: int | None) -> None
     if array.ndim != 1:
         raise InvalidInputError(f"must have one dimension, has {array.ndim}", where=where)
     if count is not None and len(array) != count:
-        raise InvalidInputError(f"has {len(array)} entries where exit_index has {count}", where=where)
+        raise InvalidInputError(f"has {len(array)} entries, expected are {count}", where=where)
