@@ -61,9 +61,9 @@ NETWORKS = {
     ),
     "lenet-cifar10": Network("lenet", "cifar10", Build(12000, 8), Backbone(12, 128, "0.002"), paper="LeNet C10"),
     "alexnet-cifar10": Network("alexnet", "cifar10", Build(4000, 6), Backbone(8, 128, "0.0007"), paper="AlexNet C10"),
-    "lenet-widar3": Network("lenet", "widar3", Build(1600, 12), Backbone(30, 64, "0.001")),
-    "alexnet-widar3": Network("alexnet", "widar3", Build(1600, 12), Backbone(20, 64, "0.0005"), paper="AlexNet W3.0"),
-    "resnet20-widar3": Network("resnet20", "widar3", Build(1600, 12), Backbone(20, 64, "0.002"), paper="ResNet20 W3.0"),
+    "lenet-widar3": Network("lenet", "widar3", Build(1600, 40), Backbone(30, 64, "0.001")),
+    "alexnet-widar3": Network("alexnet", "widar3", Build(1600, 40), Backbone(20, 64, "0.0005"), paper="AlexNet W3.0"),
+    "resnet20-widar3": Network("resnet20", "widar3", Build(1600, 40), Backbone(20, 64, "0.002"), paper="ResNet20 W3.0"),
     "vgg16-cifar10": Network(
         "vgg16",
         "cifar10",

@@ -163,6 +163,7 @@ def said(network: Network, bundle: Bundle, measured: Evaluation, seconds: Mappin
                 "memory_bytes": comparison.memory_bytes,
                 "mae_gain": _rounded(comparison.mae_gain),
                 "killed_gain": _rounded(comparison.killed_gain),
+                "killed_gain_error": _rounded(comparison.killed_gain_error),
                 "ours": _method(comparison.ours),
             }
             for name, comparison in measured.comparisons.items()
@@ -202,7 +203,7 @@ def print_tables(figures: Figures) -> None:
         "Right results at hand under random kills, measured: the mAE. meedge-ray at SPINN's memory",
         table(["network", *(f"{method}>" for method in (*METHODS, "meedge"))], accuracy),
         "",
-        "What meedge-ray gains at equal memory (single exit: at SPINN's), relative: predicted, measured",
+        "What meedge-ray gains at equal memory (single exit: at SPINN's), relative: predicted, measured with 95 %",
         table(["network", *(f"over {method}>" for method in METHODS)], gains),
         *(f"over {method}: {_span(figures, method)}; the paper, mAE: {paper}" for method, paper in PAPER_GAINS.items()),
         "",
@@ -222,7 +223,9 @@ def _percent(method: Figures | None) -> str:
 def _gains(comparison: Figures | None) -> str:
     if comparison is None:
         return ""
-    return ", ".join("-" if gain is None else f"{gain:+.1%}" for gain in _both(comparison))
+    predicted, measured = ("-" if gain is None else f"{gain:+.1%}" for gain in _both(comparison))
+    error = comparison["killed_gain_error"]
+    return f"{predicted}, {measured}" + ("" if error is None else f" +-{error:.1%}")
 
 
 def _both(comparison: Figures) -> Sequence[float | None]:

@@ -20,6 +20,7 @@ from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.placing import Placer
 
 if TYPE_CHECKING:
+    from meedge_ray.train.evaluation import Comparison
     from meedge_ray.train.progress import Report
     from meedge_ray.train.tasks import RunTasks, Task
 
@@ -183,7 +184,7 @@ def evaluate(
     columns = ["method", "mAE>", "under kills>", "if let finish>", "memory>", "branches>"]
     beside = [
         [name, format_bytes(comparison.memory_bytes), f"{measured.methods[name].killed:.1%}"]
-        + [f"{comparison.ours.killed:.1%}", "-" if comparison.killed_gain is None else f"{comparison.killed_gain:+.1%}"]
+        + [f"{comparison.ours.killed:.1%}", _gain(comparison)]
         for name, comparison in measured.comparisons.items()
     ]
     emit(
@@ -194,6 +195,12 @@ def evaluate(
         table(["at the memory of", "memory>", "under kills>", "meedge>", "gain>"], beside),
         *shown,
     )
+
+
+def _gain(comparison: "Comparison") -> str:
+    if comparison.killed_gain is None or comparison.killed_gain_error is None:
+        return "-"
+    return f"{comparison.killed_gain:+.1%} +-{comparison.killed_gain_error:.1%}"
 
 
 def _read_sample(path: Path) -> np.ndarray:

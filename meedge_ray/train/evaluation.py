@@ -21,6 +21,7 @@ from meedge_ray.train.samples import Samples
 
 _SCORED = 2000  # test samples every branch is scored on
 _POINTS = 24  # of the mAE over memory
+_NORMAL_95 = 1.96  # standard errors on either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ class Comparison:
 
     Beside the single exit, whose memory leaves nothing for branches, ours has the memory asked for. Gains are shares
     of the other's value, (ours - theirs) / theirs: in `mae`, predicted, and in `killed`, measured; None beside nothing.
+    `killed_gain_error` is what 95 % of test splits of this size would move the measured gain by, up or down.
     """
 
     memory_bytes: int
     ours: MethodResult
     mae_gain: float | None
     killed_gain: float | None
+    killed_gain_error: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def evaluate(
     budgets["single_exit"] = memory_bytes
     ours = {name: _chosen(bundle, placer, budgets[name]) for name in others}
     test = _test_samples(bundle)
-    measured = run_under_kills(
+    measured, under_kills = run_under_kills(
         directory,
         bundle,
         [*others.values(), *ours.values()],
@@ -125,7 +128,10 @@ def evaluate(
         test_samples=len(test),
         kills_per_method=kills,
         methods=methods | {"meedge": beside["single_exit"]},
-        comparisons={name: _compared(budgets[name], beside[name], theirs) for name, theirs in methods.items()},
+        comparisons={
+            name: _compared(budgets[name], beside[name], theirs, under_kills.standard_error(len(others) + index, index))
+            for index, (name, theirs) in enumerate(methods.items())
+        },
         over_memory=over_memory,
         baselines_over_memory=baselines,
     )
@@ -145,12 +151,13 @@ def _test_samples(bundle: Bundle) -> Samples:
     return dataset.test
 
 
-def _compared(memory_bytes: int, ours: MethodResult, theirs: MethodResult) -> Comparison:
+def _compared(memory_bytes: int, ours: MethodResult, theirs: MethodResult, standard_error: float) -> Comparison:
     return Comparison(
         memory_bytes=memory_bytes,
         ours=ours,
         mae_gain=_gain(ours.mae, theirs.mae),
         killed_gain=_gain(ours.killed, theirs.killed),
+        killed_gain_error=_NORMAL_95 * standard_error / theirs.killed if theirs.killed else None,
     )
 
 

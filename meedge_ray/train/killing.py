@@ -24,6 +24,27 @@ _ROUNDS = 25
 
 
 @dataclass(frozen=True, slots=True)
+class Kills:
+    """Whether each set's result at hand was right [sets, kills], and which sample each kill met [kills]."""
+
+    right: NDArray[np.bool_]
+    samples: NDArray[np.int64]
+
+    def standard_error(self, ours: int, theirs: int) -> float:
+        """Return the standard error of how much more often one set was right than another.
+
+        Kills meet all sets with the same samples at the same times. Those of one sample are not independent of each
+        other, so the error is that of a mean over samples.
+        """
+        gap = self.right[ours].astype(np.float64) - self.right[theirs]
+        counts = np.bincount(self.samples)
+        by_sample = np.bincount(self.samples, weights=gap)[counts > 0]
+        shares = counts[counts > 0] / len(gap)
+        residuals = by_sample / len(gap) - gap.mean() * shares
+        return float(np.sqrt((residuals**2).sum()))
+
+
+@dataclass(frozen=True, slots=True)
 class MethodResult:
     """One set of branches on the engine.
 
@@ -74,7 +95,7 @@ def run_under_kills(
     kills: int,
     seed: int,
     report: Report,
-) -> list[MethodResult]:
+) -> tuple[list[MethodResult], Kills]:
     """Run every set of branches on an engine of its own; sets of the same branches share one and its result.
 
     Args:
@@ -101,7 +122,8 @@ def run_under_kills(
             runner.kill(victims[part], times_ms[part], random)
         report("evaluate", done + 1, _ROUNDS)
     results = {key: runner.result(profile, horizon_ms) for key, runner in runners.items()}
-    return [results[frozenset(branches)] for branches in sets]
+    right = np.array([runners[frozenset(branches)].right for branches in sets])
+    return [results[frozenset(branches)] for branches in sets], Kills(right, victims)
 
 
 class _Runner:
@@ -113,7 +135,7 @@ class _Runner:
         self._branches = branches
         self._test = test
         self._output_ms: list[list[float]] = []
-        self._right: list[bool] = []
+        self.right: list[bool] = []
         self._sources: list[str | None] = []
 
     def kill(self, victims: NDArray[np.int64], times_ms: NDArray[np.float64], random: np.random.Generator) -> None:
@@ -128,7 +150,7 @@ class _Runner:
             if is_killed:
                 index, time_ms = next(turn)
                 label = self._engine.infer(self._test.x[index], deadline_ms=float(time_ms)).label
-                self._right.append(label == self._test.y[index])
+                self.right.append(label == self._test.y[index])
             else:
                 outputs = self._engine.infer(self._test.x[random.integers(len(self._test))]).outputs
                 self._sources = [output.branch for output in outputs]
@@ -146,7 +168,7 @@ class _Runner:
         finite_time = finite_time_curve(self._bundle, profile, self._branches, scores)
         return MethodResult(
             mae=mean_accuracy(curve, horizon_ms),
-            killed=float(np.mean(self._right)),
+            killed=float(np.mean(self.right)),
             final_accuracy=curve[-1][1],
             resident_bytes=self._engine.resident_bytes,
             branches=self._engine.branches,

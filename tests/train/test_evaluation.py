@@ -37,6 +37,8 @@ def test_ours_is_compared_at_the_memory_of_each_other_method(tiny: tuple[Path, B
         assert comparison.ours.resident_bytes <= comparison.memory_bytes
         assert comparison.mae_gain == pytest.approx(comparison.ours.mae / theirs.mae - 1)
         assert comparison.killed_gain == pytest.approx(comparison.ours.killed / theirs.killed - 1)
+        assert comparison.killed_gain_error is not None
+        assert 0 <= comparison.killed_gain_error < 1
     for name, branches in bundle.baselines.items():
         memory_bytes = bundle.backbone_bytes + bytes_of(branches)
         assert measured.comparisons[name].memory_bytes == measured.methods[name].resident_bytes == memory_bytes
