@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store, verify_units
+from meedge_ray.cli.distribution import Distribution, distribution_field, read_distribution
 from meedge_ray.cli.extras import extra
 from meedge_ray.cli.output import Bars, Format, emit, table
 from meedge_ray.domain.elastic import Bundle
@@ -157,6 +158,7 @@ def evaluate(
     memory: Memory,
     kills: Annotated[int, typer.Option(min=1, help="inferences killed at a random time, each method")] = 10_000,
     horizon_ms: Horizon = None,
+    distribution: Distribution = None,
     report: Annotated[Path | None, typer.Option(help="folder for report.json, pictures and index.html")] = None,
     form: Output = Format.TEXT,
 ) -> None:
@@ -166,12 +168,23 @@ def evaluate(
 
     Example: meedge evaluate digits --memory 2Mi --report report
     """
-    budget_bytes = parse_bytes(memory, where="--memory")
+    budget_bytes, law = parse_bytes(memory, where="--memory"), read_distribution(distribution)
     with extra("all"), Bars() as bars:
         from meedge_ray.train.evaluation import evaluate as measure
         from meedge_ray.train.report import write_report
 
-        measured = measure(directory, memory_bytes=budget_bytes, horizon_ms=horizon_ms, kills=kills, report=bars)
+        try:
+            measured = measure(
+                directory,
+                memory_bytes=budget_bytes,
+                horizon_ms=horizon_ms,
+                distribution=law,
+                kills=kills,
+                report=bars,
+            )
+        except InvalidInputError as error:
+            where = distribution_field(error.where, distribution)
+            raise type(error)(error.what, where=where, do=error.do) from None
     shown = []
     if report is not None:
         write_report(report, measured)

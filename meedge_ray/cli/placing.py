@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.table import Table
 
 from meedge_ray.api.serving import Score
-from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.bundle.manifest import read_bundle
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.cli.bundles import Directory, Horizon, Memory, Output
+from meedge_ray.cli.distribution import Distribution, distribution_field, read_distribution
 from meedge_ray.cli.output import Format, emit, table
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
@@ -22,10 +21,6 @@ from meedge_ray.domain.quantity import format_bytes, parse_bytes, parse_number
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.sending import Fetching, Sending
 
-_EXAMPLES = (
-    '{"normal": {"mean_ms": 8, "standard_deviation_ms": 2}} or '
-    '{"histogram": {"edges_ms": [0, 4, 10], "probabilities": [0.25, 0.75]}}'
-)
 # What the floors below call fields.
 _OPTIONS = {
     "latency_budget_ms": "--latency-ms",
@@ -49,13 +44,7 @@ def place(
     score: Annotated[Score | None, typer.Option(help="HPF's priority score [default: m7]")] = None,
     search_ms: Annotated[float, typer.Option(min=0.0, help="time HPF may search")] = 10.0,
     horizon_ms: Horizon = None,
-    distribution: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help=f"when within the horizon the kill comes: {_EXAMPLES} [default: uniform over it]",
-        ),
-    ] = None,
+    distribution: Distribution = None,
     latency_ms: Annotated[float | None, typer.Option(min=0.0, help="time for search and sending; needs --rate")] = None,
     rate: Annotated[str | None, typer.Option(help="rate of the link in bits per second, such as 85M")] = None,
     held: Annotated[
@@ -73,7 +62,7 @@ def place(
     bundle = read_bundle(directory)
     budget_bytes = parse_bytes(memory, where="--memory")
     fetching = Fetching(bundle, _held(held))
-    law = UNIFORM if distribution is None else _read_distribution(distribution)
+    law = read_distribution(distribution)
     if score is not None and method is not Method.HPF:
         raise InvalidInputError("a score belongs to HPF", where="--score", do="Add --method hpf")
     try:
@@ -98,21 +87,6 @@ def _held(directory: Path | None) -> frozenset[str]:
     return UnitStore(directory).held()
 
 
-def _read_distribution(path: Path) -> TimeDistribution:
-    try:
-        return TimeDistribution.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise NotFoundError("no such file", where=str(path), do=f"Write one, such as {_EXAMPLES}") from error
-    except OSError as error:
-        raise InvalidInputError(f"cannot be read ({error.strerror})", where=str(path)) from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        where = f"{path}: {field}" if field else str(path)
-        raise InvalidInputError(what, where=where, do=f"Write it like {_EXAMPLES}") from error
-
-
 def _sending(fetching: Fetching, latency_ms: float | None, rate: str | None) -> Sending | None:
     if latency_ms is None and rate is None:
         return None
@@ -129,9 +103,7 @@ def _sending(fetching: Fetching, latency_ms: float | None, rate: str | None) -> 
 
 
 def _option(where: str, distribution: Path | None) -> str:
-    if where.startswith("distribution."):
-        return f"{distribution}: {where.removeprefix('distribution.')}"
-    return _OPTIONS.get(where, where)
+    return _OPTIONS.get(where) or distribution_field(where, distribution)
 
 
 def _shown(

@@ -21,7 +21,9 @@ class Output:
 class Answer:
     """The best result at hand when the inference ended; `label` is None where nothing was at hand yet.
 
-    `outputs` lists every result in the order it came, `elapsed_ms` when the engine returned.
+    `outputs` lists every result in the order it came, `elapsed_ms` when the engine returned. `planner` says who chose
+    among the `resident` branches: "none" ran all of them, "static" the best fixed plan, "samplewise" one for this
+    sample.
     """
 
     label: int | None
@@ -31,3 +33,5 @@ class Answer:
     ending: Ending
     elapsed_ms: float
     outputs: tuple[Output, ...]
+    planner: str = "none"
+    resident: int = 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp, inf
 from threading import Lock
 from time import perf_counter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,26 @@ class Exit(NamedTuple):
     accuracy: float
 
 
+class Decisions(Protocol):
+    """Which results one inference goes for; results are numbered in the order they would come, the final one last."""
+
+    wanted: Sequence[bool]
+
+    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
+        """Decide anew after a result [1, classes] that came so long after the inference's start."""
+
+
+class Planner(Protocol):
+    """Plans the inferences of an engine with certain resident branches. Thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """What answers call it."""
+
+    def begin(self) -> Decisions:
+        """Return the decisions of a new inference."""
+
+
 class _Step(NamedTuple):
     run: Callable[..., Any]
     output_names: list[str]
@@ -42,6 +62,7 @@ class _Step(NamedTuple):
     source: int  # the slot of its input
     target: int  # the slot of its output, unless that is a result
     exit: Exit | None  # None: the output is features, not a result
+    results: tuple[int, ...]  # that need it; none where it always runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +72,7 @@ class _Placed:
     steps: tuple[_Step, ...]
     slots: int
     size_bytes: int
+    planner: Planner | None
 
 
 class Engine:
@@ -107,7 +129,7 @@ class Engine:
         """Bytes of the units loaded now, blocks and branches; a shared unit counts once."""
         return self._placed.size_bytes
 
-    def place(self, branches: Sequence[Branch], read: Callable[[Unit], bytes]) -> None:
+    def place(self, branches: Sequence[Branch], read: Callable[[Unit], bytes], planner: Planner | None = None) -> None:
         """Make exactly these branches the resident ones: keep what is loaded, load the rest, then swap.
 
         Branches of one exit run in the order of their accuracy. Inferences under way go on with the branches
@@ -116,13 +138,14 @@ class Engine:
         Args:
             branches: the wanted ones, in any order.
             read: returns a unit's verified bytes; asked once for every unit that is not loaded yet.
+            planner: of exactly these branches, chooses which of them an inference runs; None runs all.
 
         Raises:
             InvalidInputError: a branch does not fit its exit point; the resident branches stay as they are.
             MeedgeError: whatever getting a unit's bytes raised; the resident branches stay as they are.
         """
         with self._placing:
-            self._swap(branches, read)
+            self._swap(branches, read, planner)
         release_to_os()
 
     def infer(
@@ -152,19 +175,25 @@ class Engine:
         placed = self._placed
         slots = [self._normalizer.one(sample)] * placed.slots
         results: list[tuple[Exit, float, Floats]] = []
-        for run, output_names, input_name, source, target, exit_ in placed.steps:
+        decisions = None if placed.planner is None else placed.planner.begin()
+        for run, output_names, input_name, source, target, exit_, needed_by in placed.steps:
             if now >= limit or stop.at != inf:
                 break
+            if decisions is not None and needed_by and not any(decisions.wanted[result] for result in needed_by):
+                continue
             value = run(output_names, {input_name: slots[source]}, None)[0]
             now = perf_counter()
             if exit_ is None:
                 slots[target] = value
             elif now < limit and now < stop.at:
                 results.append((exit_, now, value))
+                if decisions is not None and needed_by:
+                    decisions.after(needed_by[0], value, (now - start) * 1e3)
+                    now = perf_counter()
         ending: Ending = "preempted" if stop.at <= limit and stop.at != inf else "deadline"
         if results and results[-1][0] is self._final:
             ending = "completed"
-        return _answer(results, ending, start)
+        return _answer(results, ending, start, placed)
 
     def infer_batch(self, samples: Any) -> dict[str | None, Floats]:  # noqa: ANN401
         """Return logits of shape `(n, classes)` by resident branch, and by None those of the final exit.
@@ -177,7 +206,7 @@ class Engine:
         parts: dict[str | None, list[Floats]] = {step.exit.branch: [] for step in placed.steps if step.exit}
         for first in range(0, len(inputs), BATCH):
             slots = [inputs[first : first + BATCH]] * placed.slots
-            for run, output_names, input_name, source, target, exit_ in placed.steps:
+            for run, output_names, input_name, source, target, exit_, _ in placed.steps:
                 value = run(output_names, {input_name: slots[source]}, None)[0]
                 if exit_ is None:
                     slots[target] = value
@@ -202,7 +231,7 @@ class Engine:
         slot_ms = [0.0] * placed.slots  # spent since the chain
         block_ms: list[float] = []
         branch_ms: dict[str, float] = {}
-        for run, output_names, input_name, source, target, exit_ in placed.steps:
+        for run, output_names, input_name, source, target, exit_, _ in placed.steps:
             before = now
             value = run(output_names, {input_name: slots[source]}, None)[0]
             now = perf_counter()
@@ -222,14 +251,14 @@ class Engine:
         shape = self._normalizer.shape
         return self._normalizer.raw(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
-    def _swap(self, branches: Sequence[Branch], read: Callable[[Unit], bytes]) -> None:
+    def _swap(self, branches: Sequence[Branch], read: Callable[[Unit], bytes], planner: Planner | None) -> None:
         resident, sessions = set(self._placed.branches), dict(self._placed.sessions)
-        ordered = tuple(sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy)))
+        ordered = running_order(branches)
         for branch in ordered:
             if branch not in resident:
                 self._load(branch, read, sessions)
         kept = {unit.sha256: sessions[unit.sha256] for unit in units_of(ordered)}
-        self._placed = self._placement(ordered, kept)
+        self._placed = self._placement(ordered, kept, planner)
 
     def _load(self, branch: Branch, read: Callable[[Unit], bytes], sessions: dict[str, UnitSession]) -> None:
         # Adds to `sessions` what they lack, and runs the whole branch once.
@@ -244,21 +273,33 @@ class Engine:
             shape = self._logits_shape if index == last else None
             features = checked_output(sessions[unit.sha256], features, name=name, shape=shape)
 
-    def _placement(self, branches: tuple[Branch, ...], sessions: Mapping[str, UnitSession]) -> _Placed:
+    def _placement(
+        self, branches: tuple[Branch, ...], sessions: Mapping[str, UnitSession], planner: Planner | None = None
+    ) -> _Placed:
+        number = {branch.name: index for index, branch in enumerate(branches)}
         steps: list[_Step] = []
         for index, block in enumerate(self._blocks):
             steps.append(_step(block, _CHAIN, _CHAIN, self._final if index == self._final.exit_index else None))
-            steps += _branch_steps([branch for branch in branches if branch.exit_index == index], sessions)
+            here = [branch for branch in branches if branch.exit_index == index]
+            steps += _branch_steps(here, sessions, number)
         return _Placed(
             branches=branches,
             sessions=sessions,
             steps=tuple(steps),
             slots=1 + max(step.target for step in steps),
             size_bytes=sum(session.size_bytes for session in (*self._blocks, *sessions.values())),
+            planner=planner,
         )
 
 
-def _branch_steps(branches: Sequence[Branch], sessions: Mapping[str, UnitSession]) -> Iterator[_Step]:
+def running_order(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+    """Return branches in the order an inference runs them."""
+    return tuple(sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy)))
+
+
+def _branch_steps(
+    branches: Sequence[Branch], sessions: Mapping[str, UnitSession], number: Mapping[str, int]
+) -> Iterator[_Step]:
     # Of one exit, in order. A slot holds what a run of first units makes of the chain's features.
     slots: dict[tuple[Unit, ...], int] = {(): _CHAIN}
     for branch in branches:
@@ -266,14 +307,15 @@ def _branch_steps(branches: Sequence[Branch], sessions: Mapping[str, UnitSession
             source, done = slots[branch.units[: end - 1]], branch.units[:end]
             if end == len(branch.units):
                 exit_ = Exit(branch.exit_index, branch.name, branch.accuracy)
-                yield _step(sessions[unit.sha256], source, source, exit_)
+                yield _step(sessions[unit.sha256], source, source, exit_, (number[branch.name],))
             elif done not in slots:
                 slots[done] = len(slots)
-                yield _step(sessions[unit.sha256], source, slots[done], None)
+                users = tuple(number[other.name] for other in branches if other.units[:end] == done)
+                yield _step(sessions[unit.sha256], source, slots[done], None, users)
 
 
-def _step(unit: UnitSession, source: int, target: int, exit_: Exit | None) -> _Step:
-    return _Step(unit.run, unit.output_names, unit.input_name, source, target, exit_)
+def _step(unit: UnitSession, source: int, target: int, exit_: Exit | None, needed_by: tuple[int, ...] = ()) -> _Step:
+    return _Step(unit.run, unit.output_names, unit.input_name, source, target, exit_, needed_by)
 
 
 def _checked_deadline(deadline_ms: float) -> float:
@@ -282,7 +324,8 @@ def _checked_deadline(deadline_ms: float) -> float:
     return deadline_ms
 
 
-def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start: float) -> Answer:
+def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start: float, placed: _Placed) -> Answer:
+    planner = "none" if placed.planner is None else placed.planner.name
     if not results:
         return Answer(
             label=None,
@@ -292,6 +335,8 @@ def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start
             ending=ending,
             elapsed_ms=(perf_counter() - start) * 1e3,
             outputs=(),
+            planner=planner,
+            resident=len(placed.branches),
         )
     confidences = _softmax([logits for _, _, logits in results])
     highest = [max(row) for row in confidences]
@@ -317,6 +362,8 @@ def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start
         ending=ending,
         elapsed_ms=(perf_counter() - start) * 1e3,
         outputs=outputs,
+        planner=planner,
+        resident=len(placed.branches),
     )
 
 

@@ -13,6 +13,7 @@ from meedge_ray.domain.placement import Placement
 from meedge_ray.domain.quantity import format_bytes
 from meedge_ray.runtime.problem import Problem, find_profile
 from meedge_ray.runtime.sending import Sending
+from meedge_ray.search.inputs import Law
 from meedge_ray.search.placement import PlacementFrontier
 
 # Methods can be compared over one fixed span only, and it must leave the single exit a time to be at hand:
@@ -62,6 +63,11 @@ class Placer:
             branch for branch in bundle.branches if held is None or all(unit.sha256 in held for unit in branch.units)
         ]
         self._frontier_ms = 0.0  # that the frontier took
+
+    @property
+    def law(self) -> Law | None:
+        """The law of the kill's time as the search takes it; None is the uniform one."""
+        return self._problem.law
 
     @property
     def device_type(self) -> str:

@@ -31,11 +31,11 @@ class Problem:
                 do="Give a longer one, or leave it out",
             )
         self.bundle, self.profile, self.horizon_ms = bundle, profile, horizon_ms
-        self._law = time_law(distribution, horizon_ms)
+        self.law = time_law(distribution, horizon_ms)
 
     def frontier(self, branches: Sequence[Branch], sizes: Sequence[int]) -> PlacementFrontier:
         """Return the best placement of these branches for every budget of these sizes."""
-        return placement_frontier(**self._arrays(branches), size_bytes=sizes, survival=self._law)
+        return placement_frontier(**self._arrays(branches), size_bytes=sizes, survival=self.law)
 
     def hpf(self, branches: Sequence[Branch], **options: Any) -> Placement:  # noqa: ANN401 - of hpf_placement
         """Return what HPF chooses of these branches; options as in `hpf_placement`.
@@ -49,7 +49,7 @@ class Problem:
 
     def expectation(self, chosen: Sequence[Branch]) -> float:
         """Return the mean accuracy expectation of branches that all run."""
-        return placement_expectation(range(len(chosen)), **self._arrays(chosen), survival=self._law)
+        return placement_expectation(range(len(chosen)), **self._arrays(chosen), survival=self.law)
 
     def placement(self, chosen: Sequence[Branch], *, method: str, expectation: float | None = None) -> Placement:
         """Return branches, in the order they run, as a placement that took no search."""

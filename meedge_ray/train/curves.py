@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+import numpy as np
+
 from meedge_ray.domain.elastic import Branch, Bundle, Profile
+from meedge_ray.search.inputs import Law
 from meedge_ray.search.placement import result_times
 
 Curve = list[tuple[float, float]]
@@ -24,15 +27,14 @@ def accuracy_curve(at_ms: Sequence[float], validation: Sequence[float], test: Se
     return curve
 
 
-def mean_accuracy(curve: Curve, horizon_ms: float) -> float:
-    """Return the mean over the horizon: of the results at hand, the mAE (MEEdge 4.1)."""
-    ends_ms = [time_ms for time_ms, _ in curve[1:]] + [horizon_ms]
-    area = sum(
-        accuracy * max(0.0, min(end_ms, horizon_ms) - start_ms)
-        for (start_ms, accuracy), end_ms in zip(curve, ends_ms, strict=True)
-        if start_ms < horizon_ms
-    )
-    return area / horizon_ms
+def mean_accuracy(curve: Curve, horizon_ms: float, law: Law | None = None) -> float:
+    """Return the accuracy at hand when the kill comes, on average: of all results that come, the mAE (MEEdge 4.1).
+
+    The kill comes within the horizon, by the uniform law unless another is given.
+    """
+    times_ms = np.array([*(time_ms for time_ms, _ in curve), horizon_ms])
+    chance = np.maximum(0.0, 1.0 - times_ms / horizon_ms) if law is None else law(np.minimum(times_ms, horizon_ms))
+    return float(-np.diff(chance) @ np.array([accuracy for _, accuracy in curve]))
 
 
 def anytime_curve(bundle: Bundle, profile: Profile, branches: Sequence[Branch], scores: Scores) -> Curve:

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meedge_ray.api.elastic_model import Data
+from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.bundle.manifest import read_bundle
 from meedge_ray.domain.elastic import Branch, Bundle, bytes_of
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.train.curves import anytime_curve, mean_accuracy
 from meedge_ray.train.data import load_data
-from meedge_ray.train.killing import MethodResult, placed_engine, run_under_kills, scored
+from meedge_ray.train.killing import Contender, MethodResult, placed_engine, run_under_kills, scored
 from meedge_ray.train.progress import Report, silent
 from meedge_ray.train.samples import Samples
 
@@ -81,6 +82,7 @@ def evaluate(
     *,
     memory_bytes: int,
     horizon_ms: float | None = None,
+    distribution: TimeDistribution = UNIFORM,
     kills: int = 10_000,
     seed: int = 0,
     report: Report = silent,
@@ -91,6 +93,7 @@ def evaluate(
         directory: the bundle's folder.
         memory_bytes: memory budget of our placement; further ones get each baseline's memory.
         horizon_ms: span in which the kill comes, the same for every method.
+        distribution: the law of its time; placements are chosen for it, methods killed by it.
         kills: killed inferences a method.
         seed: of the kill times.
         report: told the progress.
@@ -99,7 +102,7 @@ def evaluate(
         MeedgeError: the bundle is damaged, its data is not there, or the budget is below the backbone.
     """
     bundle = read_bundle(directory)
-    placer = Placer(bundle, horizon_ms=horizon_ms)
+    placer = Placer(bundle, horizon_ms=horizon_ms, distribution=distribution)
     others: dict[str, Sequence[Branch]] = {"single_exit": (), **bundle.baselines}
     budgets = {name: bundle.backbone_bytes + bytes_of(branches) for name, branches in bundle.baselines.items()}
     budgets["single_exit"] = memory_bytes
@@ -108,10 +111,11 @@ def evaluate(
     measured, under_kills = run_under_kills(
         directory,
         bundle,
-        [*others.values(), *ours.values()],
+        [Contender(frozenset(branches)) for branches in (*others.values(), *ours.values())],
         test,
         profile=placer.profile,
         horizon_ms=placer.horizon_ms,
+        law=placer.law,
         kills=kills,
         seed=seed,
         report=report,
@@ -183,7 +187,7 @@ def _over_memory(
     scores = scored(placed_engine(directory, bundle, [known[name] for name in sorted(needed)]), test)
 
     def mae(branches: Sequence[Branch]) -> float:
-        return mean_accuracy(anytime_curve(bundle, placer.profile, branches, scores), placer.horizon_ms)
+        return mean_accuracy(anytime_curve(bundle, placer.profile, branches, scores), placer.horizon_ms, placer.law)
 
     points = [
         MemoryPoint(

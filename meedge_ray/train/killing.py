@@ -1,40 +1,51 @@
-"""Sets of branches on the running engine, killed at random times.
+"""Contenders on the running engine, killed at random times.
 
-All sets run in the same minutes: rounds alternate between them, and inferences between one let finish (which gives the
+All run in the same minutes: rounds alternate between them, and inferences between one let finish (which gives the
 times) and one killed (which gives the truth), so that a machine that grows slower does so for all of them.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meedge_ray.bundle.manifest import unit_store
+from meedge_ray.domain.answer import Output
 from meedge_ray.domain.elastic import Branch, Bundle, Profile
-from meedge_ray.runtime.engine import Engine
+from meedge_ray.runtime.engine import Engine, Planner
 from meedge_ray.runtime.loading import load_engine, unit_reader
+from meedge_ray.search.inputs import Floats, Law
 from meedge_ray.train.curves import Curve, Scores, accuracy_curve, finite_time_curve, mean_accuracy
 from meedge_ray.train.progress import Report
 from meedge_ray.train.samples import Samples
 
 _ROUNDS = 25
+_GRID = 10_001  # times at which a law is looked at, to draw from it
+
+
+class Contender(NamedTuple):
+    """What is run: branches, all of them or those that a planner chooses."""
+
+    branches: frozenset[Branch]
+    planner: Planner | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Kills:
-    """Whether each set's result at hand was right [sets, kills], and which sample each kill met [kills]."""
+    """Whether each contender's result at hand was right [contenders, kills], and which sample each kill met [kills]."""
 
     right: NDArray[np.bool_]
     samples: NDArray[np.int64]
 
     def standard_error(self, ours: int, theirs: int) -> float:
-        """Return the standard error of how much more often one set was right than another.
+        """Return the standard error of how much more often one contender was right than another.
 
-        Kills meet all sets with the same samples at the same times. Those of one sample are not independent of each
-        other, so the error is that of a mean over samples.
+        Kills meet all contenders with the same samples at the same times. Those of one sample are not independent of
+        each other, so the error is that of a mean over samples.
         """
         gap = self.right[ours].astype(np.float64) - self.right[theirs]
         counts = np.bincount(self.samples)
@@ -46,12 +57,13 @@ class Kills:
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """One set of branches on the engine.
+    """One contender on the engine.
 
-    `mae` is predicted from the times of `curve` and the test accuracies of exits; `killed` is measured: the share of
-    inferences, killed at a uniformly drawn time, whose result at hand was right. `finite_time` says what is reached
-    where the time is known beforehand and one exit is run for alone, by the profile's times; `finite_time_mean` is its
-    mean over the horizon.
+    `mae` is predicted from the times of results and the test accuracies of exits; `killed` is measured: the share of
+    inferences, killed at a drawn time, whose result at hand was right. `curve` has the mean times of results, and is
+    empty where a planner chose others from sample to sample; `outputs` is how many came on average. `finite_time` says
+    what is reached where the time is known beforehand and one exit is run for alone, by the profile's times;
+    `finite_time_mean` is its mean over the horizon.
     """
 
     mae: float
@@ -59,16 +71,19 @@ class MethodResult:
     final_accuracy: float
     resident_bytes: int
     branches: tuple[str, ...]
+    outputs: float
     curve: Curve
     finite_time: Curve
     finite_time_mean: float
 
 
-def placed_engine(directory: Path, bundle: Bundle, branches: Sequence[Branch]) -> Engine:
+def placed_engine(
+    directory: Path, bundle: Bundle, branches: Collection[Branch], planner: Planner | None = None
+) -> Engine:
     """Return an engine with the bundle's backbone and the given branches resident."""
     store = unit_store(directory)
     engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
-    engine.place(branches, unit_reader(store))
+    engine.place(tuple(branches), unit_reader(store), planner)
     return engine
 
 
@@ -87,58 +102,65 @@ def scored(engine: Engine, samples: Samples) -> Scores:
 def run_under_kills(
     directory: Path,
     bundle: Bundle,
-    sets: Sequence[Sequence[Branch]],
+    contenders: Sequence[Contender],
     test: Samples,
     *,
     profile: Profile,
     horizon_ms: float,
+    law: Law | None = None,
     kills: int,
     seed: int,
     report: Report,
 ) -> tuple[list[MethodResult], Kills]:
-    """Run every set of branches on an engine of its own; sets of the same branches share one and its result.
+    """Run every contender on an engine of its own; equal ones share one and its result.
 
     Args:
         directory: the bundle's folder.
         bundle: the model.
-        sets: the branches of each.
+        contenders: what is run.
         test: the samples inferred.
         profile: times for the finite-time curves.
         horizon_ms: span in which the kill comes.
-        kills: killed inferences a set; as many more are let finish.
+        law: of the kill's time; None is the uniform one.
+        kills: killed inferences a contender; as many more are let finish.
         seed: of the kill times.
         report: told the progress.
     """
     random = np.random.default_rng(seed)
-    # Stratified over the horizon and over the samples: still uniform, with less noise than independent draws.
-    times_ms = random.permutation((np.arange(kills) + random.random(kills)) / kills * horizon_ms)
+    # Stratified over the law and over the samples: as if drawn one by one, with less noise.
+    times_ms = kill_times(random.permutation((np.arange(kills) + random.random(kills)) / kills), horizon_ms, law)
     victims = random.permutation(np.resize(np.arange(len(test)), kills))
-    runners: dict[frozenset[Branch], _Runner] = {}
-    for branches in sets:
-        if frozenset(branches) not in runners:
-            runners[frozenset(branches)] = _Runner(directory, bundle, branches, test)
+    runners = {each: _Runner(directory, bundle, each, test) for each in contenders}
     for done, part in enumerate(np.array_split(np.arange(kills), _ROUNDS)):
         for runner in runners.values():
             runner.kill(victims[part], times_ms[part], random)
         report("evaluate", done + 1, _ROUNDS)
-    results = {key: runner.result(profile, horizon_ms) for key, runner in runners.items()}
-    right = np.array([runners[frozenset(branches)].right for branches in sets])
-    return [results[frozenset(branches)] for branches in sets], Kills(right, victims)
+    results = {each: runner.result(profile, horizon_ms, law) for each, runner in runners.items()}
+    right = np.array([runners[each].right for each in contenders])
+    return [results[each] for each in contenders], Kills(right, victims)
+
+
+def kill_times(shares: Floats, horizon_ms: float, law: Law | None) -> Floats:
+    """Return the times before which these shares of all kills come, within the horizon."""
+    if law is None:
+        return shares * horizon_ms
+    grid = np.linspace(0.0, horizon_ms, _GRID)
+    killed = 1.0 - law(grid)
+    return np.interp(shares * killed[-1], killed, grid)
 
 
 class _Runner:
-    """The engine of one set of branches, and what was measured on it."""
+    """The engine of one contender, and what was measured on it."""
 
-    def __init__(self, directory: Path, bundle: Bundle, branches: Sequence[Branch], test: Samples) -> None:
-        self._engine = placed_engine(directory, bundle, branches)
+    def __init__(self, directory: Path, bundle: Bundle, contender: Contender, test: Samples) -> None:
+        self._engine = placed_engine(directory, bundle, *contender)
         self._bundle = bundle
-        self._branches = branches
+        self._branches = contender.branches
         self._test = test
-        self._output_ms: list[list[float]] = []
+        self._runs: list[tuple[Output, ...]] = []
         self.right: list[bool] = []
-        self._sources: list[str | None] = []
 
-    def kill(self, victims: NDArray[np.int64], times_ms: NDArray[np.float64], random: np.random.Generator) -> None:
+    def kill(self, victims: NDArray[np.int64], times_ms: Floats, random: np.random.Generator) -> None:
         """Kill inferences at the given times, and let as many others finish to learn the times.
 
         In random order: a run is faster after a short one, whose units are still in the processor's cache, so both
@@ -152,27 +174,36 @@ class _Runner:
                 label = self._engine.infer(self._test.x[index], deadline_ms=float(time_ms)).label
                 self.right.append(label == self._test.y[index])
             else:
-                outputs = self._engine.infer(self._test.x[random.integers(len(self._test))]).outputs
-                self._sources = [output.branch for output in outputs]
-                self._output_ms.append([output.at_ms for output in outputs])
+                self._runs.append(self._engine.infer(self._test.x[random.integers(len(self._test))]).outputs)
 
-    def result(self, profile: Profile, horizon_ms: float) -> MethodResult:
+    def result(self, profile: Profile, horizon_ms: float, law: Law | None) -> MethodResult:
         """Put together what was measured."""
         scores = scored(self._engine, self._test)
         known: dict[str | None, float] = {branch.name: branch.accuracy for branch in self._branches}
         known[None] = self._bundle.final_accuracy
-        at_ms = np.minimum(np.asarray(self._output_ms), horizon_ms).mean(axis=0)
-        curve = accuracy_curve(
-            at_ms.tolist(), [known[source] for source in self._sources], [scores[source] for source in self._sources]
-        )
-        finite_time = finite_time_curve(self._bundle, profile, self._branches, scores)
+        by_sources: dict[tuple[str | None, ...], list[list[float]]] = defaultdict(list)
+        for outputs in self._runs:
+            at_ms = [min(output.at_ms, horizon_ms) for output in outputs]
+            by_sources[tuple(output.branch for output in outputs)].append(at_ms)
+        # What is at hand is linear in the times, so runs of the same results may be taken together.
+        curves = [
+            accuracy_curve(
+                np.mean(times, axis=0).tolist(),
+                [known[source] for source in sources],
+                [scores[source] for source in sources],
+            )
+            for sources, times in by_sources.items()
+        ]
+        weights = np.array([len(times) for times in by_sources.values()]) / len(self._runs)
+        finite_time = finite_time_curve(self._bundle, profile, tuple(self._branches), scores)
         return MethodResult(
-            mae=mean_accuracy(curve, horizon_ms),
+            mae=float(weights @ np.array([mean_accuracy(curve, horizon_ms, law) for curve in curves])),
             killed=float(np.mean(self.right)),
-            final_accuracy=curve[-1][1],
+            final_accuracy=float(weights @ np.array([curve[-1][1] for curve in curves])),
             resident_bytes=self._engine.resident_bytes,
             branches=self._engine.branches,
-            curve=curve,
+            outputs=float(weights @ np.array([len(sources) for sources in by_sources])),
+            curve=curves[0] if len(curves) == 1 else [],
             finite_time=finite_time,
-            finite_time_mean=mean_accuracy(finite_time, horizon_ms),
+            finite_time_mean=mean_accuracy(finite_time, horizon_ms, law),
         )

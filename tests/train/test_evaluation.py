@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.domain.elastic import Bundle, bytes_of
 from meedge_ray.domain.errors import BudgetError
 from meedge_ray.train.evaluation import Evaluation, evaluate
@@ -42,6 +43,16 @@ def test_ours_is_compared_at_the_memory_of_each_other_method(tiny: tuple[Path, B
     for name, branches in bundle.baselines.items():
         memory_bytes = bundle.backbone_bytes + bytes_of(branches)
         assert measured.comparisons[name].memory_bytes == measured.methods[name].resident_bytes == memory_bytes
+
+
+def test_kills_that_come_late_find_more(tiny: tuple[Path, Bundle], measured: Evaluation) -> None:
+    horizon_ms = measured.horizon_ms
+    late = TimeDistribution.model_validate(
+        {"histogram": {"edges_ms": [0, 0.8 * horizon_ms, horizon_ms], "probabilities": [0, 1]}}
+    )
+    found = evaluate(tiny[0], memory_bytes=2**20, horizon_ms=horizon_ms, distribution=late, kills=400)
+    assert found.methods["single_exit"].mae > measured.methods["single_exit"].mae + 0.3
+    assert found.methods["single_exit"].killed > measured.methods["single_exit"].killed + 0.2
 
 
 def test_the_report_holds_every_figure_and_picture(measured: Evaluation, tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""Chooses, result by result, which resident branches an inference runs (EINet V)."""
+
+from collections.abc import Sequence
+from math import exp
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meedge_ray.domain.elastic import Branch, Bundle, Profile
+from meedge_ray.runtime.engine import running_order
+from meedge_ray.runtime.sessions import Floats
+from meedge_ray.search.exit_plan import plan_exits
+from meedge_ray.search.inputs import Law
+from meedge_ray.search.predictor import ConfidencePredictor
+
+_TIMED = 200  # decisions, to know what one costs
+
+
+class StaticPlanner:
+    """Runs the branches of the one plan that is best for accuracies as they are on average."""
+
+    name = "static"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        profile: Profile,
+        branches: Sequence[Branch],
+        *,
+        horizon_ms: float,
+        law: Law | None = None,
+    ) -> None:
+        """Plan for resident branches.
+
+        Args:
+            bundle: the model.
+            profile: the device type's times.
+            branches: all resident ones, in any order.
+            horizon_ms: the span in which the kill may come.
+            law: of the kill's time; None is the uniform one.
+        """
+        results = _Results(bundle, profile, branches)
+        accuracy = results.accuracy
+        plan = plan_exits(results.conv_ms, results.branch_ms, accuracy, horizon_ms=horizon_ms, survival=law)
+        self.expectation = plan.expectation
+        self._decisions = _Fixed(plan.execute.tolist())
+
+    def begin(self) -> "_Fixed":
+        """Return the plan; it stays."""
+        return self._decisions
+
+
+class SamplewisePlanner:
+    """Predicts the confidences of the results ahead from those that came, and plans anew after each (EINet V).
+
+    What a decision costs is measured when the planner is made, and counted in every plan.
+    """
+
+    name = "samplewise"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        profile: Profile,
+        branches: Sequence[Branch],
+        predictor: ConfidencePredictor,
+        *,
+        horizon_ms: float,
+        law: Law | None = None,
+    ) -> None:
+        """Plan for resident branches; arguments as of `StaticPlanner`, `predictor` works over exit points."""
+        self._results = _Results(bundle, profile, branches)
+        self._predictor = predictor
+        self._settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": 0.0}
+        self._first = [True] * len(self._results.slot)
+        self.replan_ms = self._decision_ms()
+        self._settings["replan_ms"] = self.replan_ms
+        results = self._results
+        first = plan_exits(results.conv_ms, results.branch_ms, results.accuracy, **self._settings)
+        self._first = first.execute.tolist()
+
+    def begin(self) -> "_Samplewise":
+        """Return the decisions of a new inference."""
+        return _Samplewise(self._results, self._predictor, self._settings, self._first)
+
+    def _decision_ms(self) -> float:
+        logits = np.zeros((1, self._results.classes), np.float32)
+        times = []
+        for _ in range(_TIMED):
+            decisions = self.begin()
+            start = perf_counter()
+            decisions.after(0, logits, float(self._results.conv_ms[0] + self._results.branch_ms[0]))
+            times.append((perf_counter() - start) * 1e3)
+        return median(times)
+
+
+class _Results:
+    """The results that can come, in order, the final one last: K + 1; arrays of that shape."""
+
+    def __init__(self, bundle: Bundle, profile: Profile, branches: Sequence[Branch]) -> None:
+        ordered = running_order(branches)
+        final = len(bundle.blocks) - 1
+        self.classes = len(bundle.classes)
+        self.slot = np.array([*(branch.exit_index for branch in ordered), final])
+        reach_ms = np.cumsum(profile.block_ms)[self.slot]
+        self.conv_ms = np.diff(reach_ms, prepend=0.0)
+        self.branch_ms = np.array([*(profile.branch_ms[branch.name] for branch in ordered), 0.0])
+        self.accuracy = np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy])
+        self.offset = self.accuracy - _slot_accuracy(bundle)[self.slot]
+
+
+class _Fixed:
+    """Decisions that never change."""
+
+    def __init__(self, wanted: Sequence[bool]) -> None:
+        self.wanted = wanted
+
+    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
+        """Keep to the plan."""
+
+
+class _Samplewise:
+    """One inference's decisions: what was seen so far, and the plan for it."""
+
+    def __init__(
+        self, results: _Results, predictor: ConfidencePredictor, settings: dict[str, Any], first: Sequence[bool]
+    ) -> None:
+        self.wanted = first
+        self._results, self._predictor, self._settings = results, predictor, settings
+        self._seen = np.zeros(results.slot[-1] + 1, np.float32)
+        self._known, self._last, self._best = 0, 0.0, 0.0
+
+    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
+        """Predict the confidences ahead, and plan anew."""
+        results = self._results
+        slot = int(results.slot[result])
+        confidence = _confidence(logits)
+        # Slots passed over have the confidence before them (EINet IV-C).
+        self._seen[self._known : slot] = self._last
+        self._seen[slot] = self._last = confidence
+        self._known, self._best = slot + 1, max(self._best, confidence)
+        predicted = self._predictor.predict(self._seen, self._known)
+        plan = plan_exits(
+            results.conv_ms,
+            results.branch_ms,
+            np.clip(predicted[results.slot] + results.offset, 0.0, 1.0),
+            start=result + 1,
+            elapsed_ms=elapsed_ms,
+            best_confidence=self._best,
+            **self._settings,
+        )
+        self.wanted = plan.execute.tolist()
+
+
+def _confidence(logits: Floats) -> float:
+    row = logits[0].tolist()
+    top = max(row)
+    return 1.0 / sum([exp(value - top) for value in row])
+
+
+def _slot_accuracy(bundle: Bundle) -> NDArray[np.float64]:
+    # A predictor speaks of an exit point; branches there differ from its mean as their accuracies do.
+    known = {branch.name: branch for branch in (*bundle.branches, *_flat(bundle))}
+    means = np.zeros(len(bundle.blocks))
+    for slot in range(len(bundle.blocks) - 1):
+        here = [branch.accuracy for branch in known.values() if branch.exit_index == slot]
+        means[slot] = np.mean(here) if here else 0.0
+    means[-1] = bundle.final_accuracy
+    return means
+
+
+def _flat(bundle: Bundle) -> list[Branch]:
+    return [branch for branches in bundle.baselines.values() for branch in branches]
