@@ -1,6 +1,6 @@
 """The elastic engine: block by block, branch by branch, with the best result so far always at hand."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from threading import Lock
@@ -38,7 +38,9 @@ class Exit(NamedTuple):
 class Decisions(Protocol):
     """Which results one inference goes for; results are numbered in the order they would come, the final one last."""
 
-    wanted: Sequence[bool]
+    @property
+    def wanted(self) -> Sequence[bool]:
+        """Whether each result is wanted, as far as they are still to come."""
 
     def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
         """Decide anew after a result [1, classes] that came so long after the inference's start."""
@@ -155,7 +157,7 @@ class Engine:
         deadline_ms: float | None = None,
         preemption: Preemption | None = None,
     ) -> Answer:
-        """Run until the final exit, the deadline or the preemption, and return the best result at hand then.
+        """Run until the last wanted exit, the deadline or the preemption, and return the best result at hand then.
 
         The best is that of the exit with the highest validation accuracy, the earlier of equals. After every
         unit the clock and `preemption` are looked at. A result that comes at the deadline or later does not
@@ -176,6 +178,7 @@ class Engine:
         slots = [self._normalizer.one(sample)] * placed.slots
         results: list[tuple[Exit, float, Floats]] = []
         decisions = None if placed.planner is None else placed.planner.begin()
+        ended = False  # all that was wanted was run
         for run, output_names, input_name, source, target, exit_, needed_by in placed.steps:
             if now >= limit or stop.at != inf:
                 break
@@ -187,11 +190,13 @@ class Engine:
                 slots[target] = value
             elif now < limit and now < stop.at:
                 results.append((exit_, now, value))
-                if decisions is not None and needed_by:
+                if decisions is not None and exit_ is not self._final:
                     decisions.after(needed_by[0], value, (now - start) * 1e3)
                     now = perf_counter()
+        else:
+            ended = now < limit and stop.at == inf
         ending: Ending = "preempted" if stop.at <= limit and stop.at != inf else "deadline"
-        if results and results[-1][0] is self._final:
+        if ended or (results and results[-1][0] is self._final):
             ending = "completed"
         return _answer(results, ending, start, placed)
 
@@ -279,7 +284,10 @@ class Engine:
         number = {branch.name: index for index, branch in enumerate(branches)}
         steps: list[_Step] = []
         for index, block in enumerate(self._blocks):
-            steps.append(_step(block, _CHAIN, _CHAIN, self._final if index == self._final.exit_index else None))
+            if index == self._final.exit_index:
+                steps.append(_step(block, _CHAIN, _CHAIN, self._final, (len(branches),)))
+            else:
+                steps.append(_step(block, _CHAIN, _CHAIN, None))
             here = [branch for branch in branches if branch.exit_index == index]
             steps += _branch_steps(here, sessions, number)
         return _Placed(
@@ -292,7 +300,7 @@ class Engine:
         )
 
 
-def running_order(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+def running_order(branches: Collection[Branch]) -> tuple[Branch, ...]:
     """Return branches in the order an inference runs them."""
     return tuple(sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy)))
 

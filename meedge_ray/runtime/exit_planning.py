@@ -1,10 +1,10 @@
 """Chooses, result by result, which resident branches an inference runs (EINet V)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import exp
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,45 +12,71 @@ from numpy.typing import NDArray
 from meedge_ray.domain.elastic import Branch, Bundle, Profile
 from meedge_ray.runtime.engine import running_order
 from meedge_ray.runtime.sessions import Floats
-from meedge_ray.search.exit_plan import plan_exits
+from meedge_ray.search.exit_plan import ExitPlan, plan_exits
 from meedge_ray.search.inputs import Law
 from meedge_ray.search.predictor import ConfidencePredictor
+
+Search = Callable[..., ExitPlan]
 
 _TIMED = 200  # decisions, to know what one costs
 
 
 class StaticPlanner:
-    """Runs the branches of the one plan that is best for accuracies as they are on average."""
+    """Runs the branches of one plan on every sample."""
 
     name = "static"
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        profile: Profile,
-        branches: Sequence[Branch],
-        *,
-        horizon_ms: float,
-        law: Law | None = None,
-    ) -> None:
-        """Plan for resident branches.
+    def __init__(self, plan: Sequence[bool]) -> None:
+        """Take for every resident branch in the order they run, and for the final exit, whether it is run."""
+        self.plan = tuple(plan)
 
-        Args:
-            bundle: the model.
-            profile: the device type's times.
-            branches: all resident ones, in any order.
-            horizon_ms: the span in which the kill may come.
-            law: of the kill's time; None is the uniform one.
-        """
-        results = _Results(bundle, profile, branches)
-        accuracy = results.accuracy
-        plan = plan_exits(results.conv_ms, results.branch_ms, accuracy, horizon_ms=horizon_ms, survival=law)
-        self.expectation = plan.expectation
-        self._decisions = _Fixed(plan.execute.tolist())
+    def begin(self) -> Self:
+        """Return the plan, which is all decisions."""
+        return self
 
-    def begin(self) -> "_Fixed":
-        """Return the plan; it stays."""
-        return self._decisions
+    @property
+    def wanted(self) -> Sequence[bool]:
+        """The plan."""
+        return self.plan
+
+    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
+        """Keep to the plan."""
+
+
+def best_static(
+    bundle: Bundle,
+    profile: Profile,
+    branches: Collection[Branch],
+    *,
+    horizon_ms: float,
+    law: Law | None = None,
+) -> StaticPlanner:
+    """Return the plan that is best for the accuracies as they are on average (EINet VI-B).
+
+    Args:
+        bundle: the model.
+        profile: the device type's times.
+        branches: all resident ones, in any order.
+        horizon_ms: the span in which the kill may come.
+        law: of the kill's time; None is the uniform one.
+    """
+    results = _Results(bundle, profile, branches)
+    plan = plan_exits(results.conv_ms, results.branch_ms, results.accuracy, horizon_ms=horizon_ms, survival=law)
+    return StaticPlanner(plan.execute.tolist())
+
+
+class ThresholdPlanner:
+    """Runs all branches in turn until one is as confident as asked for, and then nothing more."""
+
+    name = "threshold"
+
+    def __init__(self, threshold: float, results: int) -> None:
+        """Take the confidence, 0..1, and the number of results that can come, the final one among them."""
+        self._threshold, self._all = threshold, (True,) * results
+
+    def begin(self) -> "_UntilConfident":
+        """Return the decisions of a new inference."""
+        return _UntilConfident(self._threshold, self._all)
 
 
 class SamplewisePlanner:
@@ -65,26 +91,38 @@ class SamplewisePlanner:
         self,
         bundle: Bundle,
         profile: Profile,
-        branches: Sequence[Branch],
+        branches: Collection[Branch],
         predictor: ConfidencePredictor,
         *,
         horizon_ms: float,
         law: Law | None = None,
+        search: Search = plan_exits,
     ) -> None:
-        """Plan for resident branches; arguments as of `StaticPlanner`, `predictor` works over exit points."""
+        """Plan for resident branches.
+
+        Args:
+            bundle: the model.
+            profile: the device type's times.
+            branches: all resident ones, in any order.
+            predictor: of this model.
+            horizon_ms: the span in which the kill may come.
+            law: of the kill's time; None is the uniform one.
+            search: what plans; arguments as of `plan_exits`.
+        """
         self._results = _Results(bundle, profile, branches)
         self._predictor = predictor
+        self._search = search
         self._settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": 0.0}
         self._first = [True] * len(self._results.slot)
         self.replan_ms = self._decision_ms()
         self._settings["replan_ms"] = self.replan_ms
         results = self._results
-        first = plan_exits(results.conv_ms, results.branch_ms, results.accuracy, **self._settings)
+        first = search(results.conv_ms, results.branch_ms, results.accuracy, **self._settings)
         self._first = first.execute.tolist()
 
     def begin(self) -> "_Samplewise":
         """Return the decisions of a new inference."""
-        return _Samplewise(self._results, self._predictor, self._settings, self._first)
+        return _Samplewise(self._results, self._predictor, self._search, self._settings, self._first)
 
     def _decision_ms(self) -> float:
         logits = np.zeros((1, self._results.classes), np.float32)
@@ -100,7 +138,7 @@ class SamplewisePlanner:
 class _Results:
     """The results that can come, in order, the final one last: K + 1; arrays of that shape."""
 
-    def __init__(self, bundle: Bundle, profile: Profile, branches: Sequence[Branch]) -> None:
+    def __init__(self, bundle: Bundle, profile: Profile, branches: Collection[Branch]) -> None:
         ordered = running_order(branches)
         final = len(bundle.blocks) - 1
         self.classes = len(bundle.classes)
@@ -112,24 +150,31 @@ class _Results:
         self.offset = self.accuracy - _slot_accuracy(bundle)[self.slot]
 
 
-class _Fixed:
-    """Decisions that never change."""
+class _UntilConfident:
+    """One inference's decisions."""
 
-    def __init__(self, wanted: Sequence[bool]) -> None:
-        self.wanted = wanted
+    def __init__(self, threshold: float, wanted: Sequence[bool]) -> None:
+        self.wanted, self._threshold = wanted, threshold
 
-    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
-        """Keep to the plan."""
+    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:  # noqa: ARG002 - of Decisions
+        """Stop where this result is sure enough."""
+        if _confidence(logits) >= self._threshold:
+            self.wanted = (False,) * len(self.wanted)
 
 
 class _Samplewise:
     """One inference's decisions: what was seen so far, and the plan for it."""
 
     def __init__(
-        self, results: _Results, predictor: ConfidencePredictor, settings: dict[str, Any], first: Sequence[bool]
+        self,
+        results: _Results,
+        predictor: ConfidencePredictor,
+        search: Search,
+        settings: dict[str, Any],
+        first: Sequence[bool],
     ) -> None:
         self.wanted = first
-        self._results, self._predictor, self._settings = results, predictor, settings
+        self._results, self._predictor, self._search, self._settings = results, predictor, search, settings
         self._seen = np.zeros(results.slot[-1] + 1, np.float32)
         self._known, self._last, self._best = 0, 0.0, 0.0
 
@@ -143,7 +188,7 @@ class _Samplewise:
         self._seen[slot] = self._last = confidence
         self._known, self._best = slot + 1, max(self._best, confidence)
         predicted = self._predictor.predict(self._seen, self._known)
-        plan = plan_exits(
+        plan = self._search(
             results.conv_ms,
             results.branch_ms,
             np.clip(predicted[results.slot] + results.offset, 0.0, 1.0),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from meedge_ray.runtime.engine import Engine
-from meedge_ray.runtime.exit_planning import SamplewisePlanner, StaticPlanner
+from meedge_ray.runtime.exit_planning import SamplewisePlanner, StaticPlanner, ThresholdPlanner, best_static
 from meedge_ray.search.exit_plan import plan_exits
 from meedge_ray.search.predictor import ConfidencePredictor
 
@@ -31,21 +31,6 @@ def predictor(slots: int, *, says: Sequence[float] | None = None, follows: float
     return ConfidencePredictor.from_tensors(tensors)
 
 
-class Wants:
-    """A planner that always wants the same results."""
-
-    name = "static"
-
-    def __init__(self, *wanted: bool) -> None:
-        self.wanted = wanted
-
-    def begin(self) -> "Wants":
-        return self
-
-    def after(self, result: int, logits: Any, elapsed_ms: float) -> None:
-        pass
-
-
 @pytest.fixture(params=[False, True], ids=["whole", "shared"])
 def world(request: Any, worlds: Any) -> Any:
     return worlds(shared=request.param)
@@ -59,7 +44,7 @@ def placed(world: Any, planner: Any, *names: str) -> Engine:
 
 def test_only_what_the_planner_wants_is_run(world: Any, samples: Any) -> None:
     wanted = (True, False, False, False, False, True, True)
-    engine = placed(world, Wants(*wanted), *ALL)
+    engine = placed(world, StaticPlanner(wanted), *ALL)
     answer = engine.infer(samples[0])
     assert [output.branch for output in answer.outputs] == ["exit0-small", "exit2-large", None]
     assert (answer.planner, answer.resident) == ("static", 6)
@@ -77,12 +62,12 @@ def test_the_static_plan_is_the_best_for_the_accuracies(world: Any, samples: Any
     bundle = world.bundle
     [profile] = bundle.profiles.values()
     branches = [world.branch(name) for name in ALL]
-    planner = StaticPlanner(bundle, profile, branches, horizon_ms=5.0)
+    planner = best_static(bundle, profile, branches, horizon_ms=5.0)
     # Blocks take 1 ms each, small branches 0.1 and large ones 0.2.
     conv_ms, branch_ms = [1, 0, 1, 0, 1, 0, 1], [0.1, 0.2] * 3 + [0.0]
     accuracy = [*(branch.accuracy for branch in branches), bundle.final_accuracy]
     best = plan_exits(conv_ms, branch_ms, accuracy, horizon_ms=5.0)
-    assert planner.expectation == pytest.approx(best.expectation)
+    assert planner.plan == tuple(best.execute)
     answer = placed(world, planner, *ALL).infer(samples[0])
     wanted = [name for name, runs in zip(ALL, best.execute, strict=False) if runs]
     assert [output.branch for output in answer.outputs] == [*wanted, None]
@@ -94,8 +79,8 @@ def test_a_sample_whose_future_is_no_better_runs_no_further_branch(world: Any, s
     hopeless = predictor(4, says=[0, 0, 0, 0])
     planner = SamplewisePlanner(world.bundle, profile, branches, hopeless, horizon_ms=5.0)
     answer = placed(world, planner, *ALL).infer(samples[0])
-    assert len(answer.outputs) == 2  # the first that was planned, and the final exit
-    assert answer.planner == "samplewise"
+    assert len(answer.outputs) == 1
+    assert (answer.planner, answer.ending) == ("samplewise", "completed")
     assert planner.replan_ms > 0
 
 
@@ -128,11 +113,34 @@ def test_plans_differ_from_sample_to_sample_and_threads_do_not_mix_them(world: A
         assert sum(a == b for a, b in zip(seen, alone, strict=True)) > 30
 
 
+def test_a_threshold_ends_with_the_first_result_that_reaches_it(world: Any) -> None:
+    samples = np.random.default_rng(2).integers(0, 256, (40, 2, 4, 4), dtype=np.uint8)
+    whole = world.engine(*ALL)
+    engine = placed(world, ThresholdPlanner(0.8, len(ALL) + 1), *ALL)
+    lengths = set()
+    for sample in samples:
+        confidences = [output.confidence for output in whole.infer(sample).outputs]
+        reached = [index for index, confidence in enumerate(confidences) if confidence >= 0.8]
+        answer = engine.infer(sample)
+        assert len(answer.outputs) == (reached[0] + 1 if reached else len(confidences))
+        assert answer.ending == "completed"
+        lengths.add(len(answer.outputs))
+    assert len(lengths) > 1
+
+
 def test_no_resident_branch_is_a_plan_too(world: Any, samples: Any) -> None:
     [profile] = world.bundle.profiles.values()
     for planner in (
-        StaticPlanner(world.bundle, profile, [], horizon_ms=5.0),
+        best_static(world.bundle, profile, [], horizon_ms=5.0),
         SamplewisePlanner(world.bundle, profile, [], predictor(4), horizon_ms=5.0),
     ):
         answer = placed(world, planner).infer(samples[0])
         assert [output.branch for output in answer.outputs] == [None]
+        assert answer.ending == "completed"
+
+
+def test_a_result_after_the_deadline_does_not_complete_a_plan(world: Any, samples: Any) -> None:
+    wants_first = StaticPlanner((True, *(False,) * 6))
+    assert placed(world, wants_first, *ALL).infer(samples[0]).ending == "completed"
+    assert placed(world, wants_first, *ALL).infer(samples[0], deadline_ms=0).ending == "deadline"
+    assert placed(world, StaticPlanner((False,) * 7), *ALL).infer(samples[0]).outputs == ()
