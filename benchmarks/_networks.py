@@ -125,7 +125,7 @@ def networks(*, cifar100: bool, quick: bool) -> dict[str, Network]:
 
 def manifest(name: str, network: Network, work: Path, cifar100: Path | None, report: Report) -> Manifest:
     """Return what to build; fetches the data and trains the backbone where that is not done yet."""
-    data = _data(network.data, work, cifar100)
+    data = data_section(network.data, work, cifar100)
     if network.weights is not None:
         weights = _shared() / "models" / network.weights
         normalization: dict[str, Any] = _IMAGE_NET
@@ -179,7 +179,8 @@ def _trained(network: Network, data: dict[str, Any], weights: Path, report: Repo
     }
 
 
-def _data(name: str, work: Path, cifar100: Path | None) -> dict[str, Any]:
+def data_section(name: str, work: Path, cifar100: Path | None) -> dict[str, Any]:
+    """Return the manifest's section; fetches what is not there yet."""
     if name == "widar3":
         path = work / "widar3.npz"
         if not path.exists():

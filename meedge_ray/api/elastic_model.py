@@ -44,12 +44,54 @@ class Metadata(Spec):
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
+class Convolution(Spec):
+    """One convolution choice of a branch. `dilated` spreads its kernel by a rate of two; `layers` repeats the whole."""
+
+    kind: Literal["none", "standard", "depthwise", "separable", "spatiallySeparable", "dilated"]
+    kernel_size: Literal[3, 5, 7] = 3
+    layers: int = Field(default=1, ge=1, le=3)
+
+    @property
+    def name(self) -> str:
+        """Short name, such as `depthwise3`, or `separable3-x2` for two layers."""
+        if self.kind == "none":
+            return self.kind
+        return f"{self.kind}{self.kernel_size}" + (f"-x{self.layers}" if self.layers > 1 else "")
+
+
+class FullyConnected(Spec):
+    """One FC choice of a branch: the feature map pooled to `pooledSize` squared, then one to three FC layers."""
+
+    pooled_size: int = Field(gt=0, le=32)
+    hidden: tuple[Annotated[int, Field(gt=0, le=65536)], ...] = Field(default=(), max_length=2)
+
+    @property
+    def name(self) -> str:
+        """Short name, such as `pool4-fc64`."""
+        return "-".join([f"pool{self.pooled_size}", *(f"fc{width}" for width in self.hidden)])
+
+
+class Exits(Spec):
+    """One branch for every exit point, pooled to less where a map is smaller than `pooledSize`.
+
+    By default EINet's (IV-A): one standard convolution and two FC layers.
+    """
+
+    convolution: Convolution = Field(default=Convolution(kind="standard"))
+    fully_connected: FullyConnected = Field(default=FullyConnected(pooledSize=4, hidden=(64,)))
+
+
 class Pretrain(Spec):
     """How to train the backbone where it comes without weights."""
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(default=128, gt=0)
     learning_rate: Decimal = "0.001"
+    exits: Exits | None = Field(
+        default=None,
+        description="train this branch at every exit point together with the backbone; {} for EINet's own. Not for "
+        "models with exits of their own, such as msdnet: they are always trained together",
+    )
 
 
 class Model(Spec):
@@ -57,7 +99,8 @@ class Model(Spec):
 
     architecture: str = Field(
         min_length=1,
-        description="a reference backbone (lenet, alexnet, vgg16, resnet20, resnet110, any resnet of depth 6n+2), "
+        description="a reference backbone (lenet, alexnet, vgg16, resnet20, resnet110, any resnet of depth 6n+2, "
+        "msdnet, which is multi-exit by itself and has arguments blocks, step, base and channels), "
         "torchvision/NAME, or your own as package.module:callable",
     )
     arguments: dict[str, str | int | bool] = Field(
@@ -122,33 +165,6 @@ class Data(Spec):
         if self.source in ("npz", "imageFolder") and self.path is None:
             raise ValueError(f"source {self.source} needs a path")
         return self
-
-
-class Convolution(Spec):
-    """One convolution choice of a branch. `dilated` spreads its kernel by a rate of two; `layers` repeats the whole."""
-
-    kind: Literal["none", "standard", "depthwise", "separable", "spatiallySeparable", "dilated"]
-    kernel_size: Literal[3, 5, 7] = 3
-    layers: int = Field(default=1, ge=1, le=3)
-
-    @property
-    def name(self) -> str:
-        """Short name, such as `depthwise3`, or `separable3-x2` for two layers."""
-        if self.kind == "none":
-            return self.kind
-        return f"{self.kind}{self.kernel_size}" + (f"-x{self.layers}" if self.layers > 1 else "")
-
-
-class FullyConnected(Spec):
-    """One FC choice of a branch: the feature map pooled to `pooledSize` squared, then one to three FC layers."""
-
-    pooled_size: int = Field(gt=0, le=32)
-    hidden: tuple[Annotated[int, Field(gt=0, le=65536)], ...] = Field(default=(), max_length=2)
-
-    @property
-    def name(self) -> str:
-        """Short name, such as `pool4-fc64`."""
-        return "-".join([f"pool{self.pooled_size}", *(f"fc{width}" for width in self.hidden)])
 
 
 _KERNEL_SIZES: tuple[Literal[3, 5, 7], ...] = (3, 5, 7)
@@ -241,7 +257,7 @@ class Cultivation(Spec):
 
 
 class Sharing(Spec):
-    """Smaller copies of the surviving branches: similar neurons merged, then retrained (MEEdge 3.5)."""
+    """Smaller copies of the zoo's surviving branches: similar neurons merged, then retrained (MEEdge 3.5)."""
 
     fully_connected: tuple[str, ...] | None = Field(
         default=None, description="names of the FC choices to merge, such as pool4-fc128; all with hidden layers"
@@ -258,14 +274,19 @@ class ElasticModelSpec(Spec):
 
     model: Model
     data: Data = Field(default_factory=Data)
-    zoo: Zoo = Field(default_factory=Zoo)
+    zoo: Zoo | None = Field(
+        default_factory=Zoo, description="null: none is cultivated, the exits trained with the model are all there are"
+    )
     cultivation: Cultivation = Field(default_factory=Cultivation)
     sharing: Sharing | None = Field(default_factory=Sharing, description="null: no merged branches")
 
     @model_validator(mode="after")
     def _hidden_neurons_to_merge(self) -> Self:
-        by_name = {choice.name: choice for choice in self.zoo.fully_connected}
-        for index, name in enumerate(self.sharing.fully_connected or () if self.sharing else ()):
+        named = self.sharing.fully_connected or () if self.sharing else ()
+        if named and self.zoo is None:
+            raise ValueError("sharing.fullyConnected: only branches of the zoo are merged, and the zoo is null")
+        by_name = {choice.name: choice for choice in self.zoo.fully_connected} if self.zoo else {}
+        for index, name in enumerate(named):
             if name not in by_name:
                 raise ValueError(f"sharing.fullyConnected.{index}: the zoo has no {name}, only {', '.join(by_name)}")
             if not by_name[name].hidden:

@@ -25,8 +25,11 @@ def unit_store(directory: Path) -> UnitStore:
 
 
 def bundle_units(bundle: Bundle) -> tuple[Unit, ...]:
-    """Return every unit the bundle names, each once: blocks first, then branches."""
-    return distinct_units((*(block.unit for block in bundle.blocks), *units_of(_all_branches(bundle))))
+    """Return every unit the bundle names, each once: blocks, branches, then the predictor and the confidences."""
+    predictor = () if bundle.predictor is None else (bundle.predictor.unit,)
+    confidences = () if bundle.confidences is None else (bundle.confidences,)
+    blocks = (block.unit for block in bundle.blocks)
+    return distinct_units((*blocks, *units_of(_all_branches(bundle)), *predictor, *confidences))
 
 
 def bundle_json(bundle: Bundle) -> bytes:
@@ -158,6 +161,15 @@ def _inconsistencies(bundle: Bundle) -> Iterator[str]:
         yield "a branch is listed twice"
     for name, profile in bundle.profiles.items():
         yield from (f"profiles.{name}: {problem}" for problem in _profile_problems(bundle, name, profile))
+    predictor = bundle.predictor
+    if predictor is not None:
+        if len(predictor.hidden) != 2 or min(predictor.hidden) < 1:
+            yield f"predictor.hidden: {predictor.hidden} are no widths of two hidden layers"
+        if predictor.error < 0:
+            yield "predictor.error: is below 0"
+        for branch in _all_branches(bundle):
+            if branch.name not in predictor.offsets:
+                yield f"predictor.offsets: there is none of branch {branch.name}"
 
 
 def _profile_problems(bundle: Bundle, name: str, profile: Profile) -> Iterator[str]:
@@ -170,3 +182,7 @@ def _profile_problems(bundle: Bundle, name: str, profile: Profile) -> Iterator[s
             yield f"has no time of branch {branch.name}"
     if not all(time_ms > 0 for time_ms in (*profile.block_ms, *profile.branch_ms.values())):
         yield "a time is not above 0"
+    if len(profile.block_std_ms) != len(profile.block_ms) or profile.branch_std_ms.keys() != profile.branch_ms.keys():
+        yield "has not one standard deviation for every time"
+    if not all(std_ms >= 0 for std_ms in (*profile.block_std_ms, *profile.branch_std_ms.values())):
+        yield "a standard deviation is below 0"

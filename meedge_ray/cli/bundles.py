@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,8 @@ from meedge_ray.cli.output import Bars, Format, emit, table
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
 from meedge_ray.domain.quantity import format_bytes, parse_bytes
-from meedge_ray.runtime.loading import load_engine, unit_reader
+from meedge_ray.runtime.exit_planning import planner_for
+from meedge_ray.runtime.loading import load_engine, load_predictor, unit_reader
 from meedge_ray.runtime.placing import Placer
 
 if TYPE_CHECKING:
@@ -31,6 +33,14 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="how to answer")]
 Horizon = Annotated[
     float | None, typer.Option(min=0.0, help="span in ms in which the kill may come [default: 1.25 x single exit]")
 ]
+
+
+class Plan(StrEnum):
+    """Which resident branches run."""
+
+    AUTO = "auto"
+    STATIC = "static"
+    SAMPLEWISE = "samplewise"
 
 
 def build(
@@ -124,6 +134,12 @@ def infer(
     memory: Memory,
     sample: Annotated[Path, typer.Option("--input", help="one raw sample as .npy, as the data set stores it")],
     deadline_ms: Annotated[float | None, typer.Option(min=0.0, help="return what is at hand by then")] = None,
+    plan: Annotated[
+        Plan,
+        typer.Option(
+            help="which resident branches run: the best fixed plan, one for the sample, or the better of both"
+        ),
+    ] = Plan.AUTO,
     form: Output = Format.TEXT,
 ) -> None:
     """Answer one sample with the placement that fits the memory, by the deadline.
@@ -131,10 +147,15 @@ def infer(
     Example: meedge infer digits --memory 2Mi --input x.npy --deadline-ms 1
     """
     bundle = read_bundle(directory)
-    placement = Placer(bundle).place(parse_bytes(memory, where="--memory"))
-    store = unit_store(directory)
+    placer, store = Placer(bundle), unit_store(directory)
+    placement = placer.place(parse_bytes(memory, where="--memory"))
     engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
-    engine.place([branch for branch in bundle.branches if branch.name in placement.branches], unit_reader(store))
+    branches = [branch for branch in bundle.branches if branch.name in placement.branches]
+    predictor = load_predictor(store, bundle)
+    planner = planner_for(
+        plan.value, bundle, placer.profile, branches, predictor, horizon_ms=placer.horizon_ms, law=placer.law
+    )
+    engine.place(branches, unit_reader(store), planner)
     raw = _read_sample(sample)
     engine.infer(raw)  # the first run after loading is slower than a device that is at work
     answer = engine.infer(raw, deadline_ms=deadline_ms)
@@ -148,7 +169,8 @@ def infer(
     emit(
         form,
         asdict(answer) | {"class": label},
-        f"{said} ({answer.ending} after {answer.elapsed_ms:.3f} ms)",
+        f"{said} ({answer.ending} after {answer.elapsed_ms:.3f} ms; {len(answer.outputs)} results, "
+        f"{answer.resident} branches resident, plan: {answer.planner})",
         table(["exit>", "branch", "at ms>", "class", "confidence>"], rows),
     )
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 2  # of the bundle's manifest; a reader refuses what it does not know
+FORMAT = 3  # of the bundle's manifest; a reader refuses what it does not know
+
+_CLEAR = 2.0  # standard errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Times of every unit measured on one device type, batch 1: the mean over the runs, in ms.
+    """Times of every unit measured on one device type, batch 1: mean and standard deviation over the runs, in ms.
 
     The first block's is with the sample's preparation, so that sums are times since the call.
     """
@@ -103,7 +105,9 @@ class Profile:
     engine: str
     runs: int
     block_ms: tuple[float, ...]
+    block_std_ms: tuple[float, ...]
     branch_ms: Mapping[str, float]
+    branch_std_ms: Mapping[str, float]
 
     @property
     def single_exit_ms(self) -> float:
@@ -112,11 +116,42 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """A network that foretells the confidences of exits ahead from those already run (EINet IV-C).
+
+    It works over slots: every exit point, whichever branch runs there, then the final exit. `unit` is safetensors:
+    float32 `weight0` [slots, hidden[0]], `bias0`, `weight1`, `bias1`, `weight2` [hidden[1], slots], `bias2`; a layer is
+    x @ weight + bias, with ReLU between.
+
+    `offsets` says of every branch by how much it is surer, on average, than the branches of its exit. The network
+    knows only that average branch: what goes in has the branch's offset taken off, what comes out gets it added.
+    `error` is the root mean squared error of predictions on held-out samples. `gain` is what planning by them sample
+    by sample adds to the mAE of the best static plan, on the same samples and after what it costs; `gain_error` is its
+    standard error.
+    """
+
+    unit: Unit
+    hidden: tuple[int, ...]
+    offsets: Mapping[str, float]
+    error: float
+    gain: float = 0.0
+    gain_error: float = 0.0
+
+    @property
+    def pays(self) -> bool:
+        """Whether planning sample by sample beats the best static plan by more than noise."""
+        return self.gain > _CLEAR * self.gain_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """Everything built for one model.
 
     `branches` are the survivors, the candidates for placement; `baselines` maps a published method's name
     to its fixed set of branches, kept for comparison only; `data` is the manifest's data section, for evaluation.
+    `confidences` says what every exit makes of every one of some validation samples (EINet IV-B): safetensors with
+    float16 `confidence` and uint8 `right`, both [exits, samples], and in the metadata `names`, a JSON list of the
+    exits: the branches, those of baselines alone, and "" for the final exit.
     """
 
     model: str
@@ -129,6 +164,8 @@ class Bundle:
     baselines: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
     eliminated: tuple[Eliminated, ...] = ()
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    confidences: Unit | None = None
+    predictor: Predictor | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT

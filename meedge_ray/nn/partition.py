@@ -2,7 +2,8 @@
 
 A cut is possible where one feature map alone carries the computation. It is made where a new convolution or linear
 layer begins after it: so norm, activation, dropout and pooling stay with the convolution before them, and a residual,
-inception or dense block, inside which more than one value is alive, is never opened.
+inception or dense block, inside which more than one value is alive, is never opened. A module with exits of its own
+has said its blocks, and they are taken as they are.
 
 The pieces are copied node by node rather than by torch.fx's `split_module`: that one turns a parameter used directly
 into a second input of its piece, where a piece must have one, and imports sympy.
@@ -13,12 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from meedge_ray.domain.errors import PartitionError
+from meedge_ray.nn.multi_exit import HasExits, has_exits
 from meedge_ray.nn.trace import Trace, trace
 
 _MAP_DIMENSIONS = 3  # channels, height, width
+_SAMPLES = 2  # in the run of declared blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +72,19 @@ class Chain:
 def partition(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     """Cut a model into the finest chain of blocks, and put it into eval mode.
 
-    The last block holds everything after the last feature map larger than 1x1.
+    The last block holds everything after the last feature map larger than 1x1. Of a module with exits of its own it is
+    the last block declared and the last classifier; the module's `forward` is not used.
 
     Args:
-        model: any module torch.fx can trace, with one input and one output.
+        model: any module torch.fx can trace, with one input and one output, or one with exits of its own.
         input_shape: channels, height and width of one input.
 
     Raises:
-        PartitionError: the model cannot be traced, run or cut; `where` names the node.
+        PartitionError: the model cannot be traced, run or cut; `where` names the node or the module.
     """
     model.eval()
+    if has_exits(model):
+        return _declared(model, input_shape)
     traced = trace(model, input_shape)
     blocks = _blocks(traced)
     if len(blocks) < 2:
@@ -84,6 +92,67 @@ def partition(model: nn.Module, input_shape: tuple[int, ...]) -> Chain:
     ends = pairwise([traced.input, *(block[-1] for block in blocks[:-1]), traced.output])
     named = zip(_names(blocks, traced), blocks, ends, strict=True)
     return Chain(tuple(_piece(model, name, nodes, span, traced) for name, nodes, span in named))
+
+
+def _declared(model: HasExits, input_shape: tuple[int, ...]) -> Chain:
+    blocks, classifiers = list(model.exit_blocks), list(model.exit_classifiers)
+    last = len(blocks) - 1
+    if len(blocks) != len(classifiers) or last < 1:
+        raise PartitionError(
+            f"the model declares {len(blocks)} exit_blocks and {len(classifiers)} exit_classifiers",
+            where="exit_blocks",
+            do="Declare at least two blocks, and one classifier for each",
+        )
+    pieces: list[Piece] = []
+    classes = 0
+    x = torch.zeros(_SAMPLES, *input_shape)
+    for index, (block, classifier) in enumerate(zip(blocks, classifiers, strict=True)):
+        y, flops = _ran(block, x, f"exit_blocks.{index}", "a map [N, C, H, W]", 4)
+        logits, head_flops = _ran(classifier, y, f"exit_classifiers.{index}", "logits [N, classes]", 2)
+        classes = classes or logits.shape[1]
+        if logits.shape[1] != classes:
+            raise PartitionError(
+                f"the classifier gives {logits.shape[1]} logits, and the first one {classes}",
+                where=f"exit_classifiers.{index}",
+                do="Give every classifier as many logits as there are classes",
+            )
+        if index == last:
+            block, y, flops = nn.Sequential(block, classifier).eval(), logits, flops + head_flops
+        pieces.append(
+            Piece(
+                name="tail" if index == last else f"exit_blocks.{index}" if index else "stem",
+                module=block,
+                input_shape=tuple(x.shape[1:]),
+                output_shape=tuple(y.shape[1:]),
+                parameters=sum(parameter.numel() for parameter in block.parameters()),
+                flops=flops,
+            )
+        )
+        x = y
+    return Chain(tuple(pieces))
+
+
+def _ran(module: nn.Module, x: Tensor, where: str, wanted: str, dimensions: int) -> tuple[Tensor, int]:
+    """Return what the module says to x, which it must leave as it is, and the FLOPs of one sample."""
+    version = x._version  # torch counts the writes to a tensor's memory
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            y = module(x)
+    except Exception as error:  # it runs the user's model: anything may come
+        raise PartitionError(
+            f"the module cannot run on {list(x.shape[1:])} a sample: {error}",
+            where=where,
+            do="Check that every block fits the one before it, and the first the data's channels and image size",
+        ) from error
+    if not isinstance(y, Tensor) or y.dim() != dimensions or len(y) != len(x):
+        raise PartitionError(f"the module does not give {wanted}", where=where, do="Return one such tensor")
+    if x._version != version:
+        raise PartitionError(
+            "the module overwrites its input, which is another exit's input as well",
+            where=where,
+            do="Leave inplace=True out of its first operation",
+        )
+    return y, counter.get_total_flops() // _SAMPLES
 
 
 def _live(traced: Trace) -> Iterator[tuple[fx.Node, set[fx.Node]]]:

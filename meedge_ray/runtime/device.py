@@ -19,10 +19,13 @@ from meedge_ray.domain.errors import (
 )
 from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
-from meedge_ray.runtime.engine import Engine
+from meedge_ray.runtime.engine import Engine, Planner
+from meedge_ray.runtime.exit_planning import Planning, planner_for
+from meedge_ray.runtime.loading import read_predictor
 from meedge_ray.runtime.memory import rss_bytes
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.preemption import Preemption
+from meedge_ray.search.predictor import ConfidencePredictor
 
 Source = Literal["service", "local"]
 
@@ -55,6 +58,7 @@ class _Running:
     sha256: str
     placer: Placer
     engine: Engine
+    predictor: ConfidencePredictor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Device:
         device_type: str | None = None,
         horizon_ms: float | None = None,
         latency_budget_ms: float | None = None,
+        planning: Planning = "auto",
         threads: int = 1,
     ) -> None:
         """Load the backbone; the first `set_memory` adds branches.
@@ -91,6 +96,7 @@ class Device:
             device_type: whose profile counts; None takes the only one there is.
             horizon_ms: the span in which the kill may come; None takes the default.
             latency_budget_ms: time until a new placement must be complete, asked for once the link's rate is known.
+            planning: which resident branches an inference runs, see `planner_for`.
             threads: threads one unit may use.
 
         Raises:
@@ -101,6 +107,7 @@ class Device:
         self._cache = Cache(client, store)
         self._device_type, self._horizon_ms = device_type, horizon_ms
         self._latency_budget_ms = latency_budget_ms
+        self._planning: Planning = planning
         self._threads = threads
         self._control = Lock()
         self._running = self._loaded(self._cache.bundle(model))
@@ -164,7 +171,13 @@ class Device:
             final_accuracy=bundle.final_accuracy,
             threads=self._threads,
         )
-        return _Running(bundle, bundle_sha256(bundle), placer, engine)
+        return _Running(bundle, bundle_sha256(bundle), placer, engine, self._predictor(bundle))
+
+    def _predictor(self, bundle: Bundle) -> ConfidencePredictor | None:
+        described = bundle.predictor
+        if described is None or self._planning == "static" or (self._planning == "auto" and not described.pays):
+            return None
+        return read_predictor(self._cache.ensure(described.unit), bundle)
 
     def _shrink(self, memory_bytes: int) -> None:
         engine = self._running.engine
@@ -232,8 +245,22 @@ class Device:
         wanted, resident = self._branches(names), self._branches(running.engine.branches)
         if running.bundle.backbone_bytes + bytes_of((*resident, *wanted)) > memory_bytes:
             # Old and new would not fit side by side.
-            running.engine.place([branch for branch in wanted if branch in resident], read)
-        running.engine.place(wanted, read)
+            kept = [branch for branch in wanted if branch in resident]
+            running.engine.place(kept, read, self._planner(kept))
+        running.engine.place(wanted, read, self._planner(wanted))
+
+    def _planner(self, branches: list[Branch]) -> Planner | None:
+        running = self._running
+        placer = running.placer
+        return planner_for(
+            self._planning,
+            running.bundle,
+            placer.profile,
+            branches,
+            running.predictor,
+            horizon_ms=placer.horizon_ms,
+            law=placer.law,
+        )
 
     def _branches(self, names: Iterable[str]) -> list[Branch]:
         chosen = set(names)

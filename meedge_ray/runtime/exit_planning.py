@@ -4,18 +4,19 @@ from collections.abc import Callable, Collection, Sequence
 from math import exp
 from statistics import median
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from meedge_ray.domain.elastic import Branch, Bundle, Profile
-from meedge_ray.runtime.engine import running_order
+from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.runtime.engine import Planner, running_order
 from meedge_ray.runtime.sessions import Floats
 from meedge_ray.search.exit_plan import ExitPlan, plan_exits
 from meedge_ray.search.inputs import Law
 from meedge_ray.search.predictor import ConfidencePredictor
 
+Planning = Literal["auto", "static", "samplewise"]
 Search = Callable[..., ExitPlan]
 
 _TIMED = 200  # decisions, to know what one costs
@@ -60,9 +61,43 @@ def best_static(
         horizon_ms: the span in which the kill may come.
         law: of the kill's time; None is the uniform one.
     """
-    results = _Results(bundle, profile, branches)
+    results = Results(bundle, profile, branches)
     plan = plan_exits(results.conv_ms, results.branch_ms, results.accuracy, horizon_ms=horizon_ms, survival=law)
     return StaticPlanner(plan.execute.tolist())
+
+
+def planner_for(
+    planning: Planning,
+    bundle: Bundle,
+    profile: Profile,
+    branches: Collection[Branch],
+    predictor: ConfidencePredictor | None,
+    *,
+    horizon_ms: float,
+    law: Law | None = None,
+) -> Planner | None:
+    """Return what plans the inferences of an engine with these branches resident; None where all of them are to run.
+
+    Args:
+        planning: "static", "samplewise", or "auto": sample by sample where the build found that it pays.
+        bundle: the model.
+        profile: the device type's times.
+        branches: all resident ones, in any order.
+        predictor: of this model; needed to plan sample by sample.
+        horizon_ms: the span in which the kill may come.
+        law: of the kill's time; None is the uniform one.
+
+    Raises:
+        InvalidInputError: sample by sample is asked, and there is no predictor.
+    """
+    if planning == "samplewise" or (planning == "auto" and bundle.predictor is not None and bundle.predictor.pays):
+        if predictor is None:
+            raise InvalidInputError(
+                "the bundle has no predictor", where="planning", do="Plan statically, or build the bundle again"
+            )
+        return SamplewisePlanner(bundle, profile, branches, predictor, horizon_ms=horizon_ms, law=law)
+    static = best_static(bundle, profile, branches, horizon_ms=horizon_ms, law=law)
+    return None if all(static.plan) else static
 
 
 class ThresholdPlanner:
@@ -109,7 +144,7 @@ class SamplewisePlanner:
             law: of the kill's time; None is the uniform one.
             search: what plans; arguments as of `plan_exits`.
         """
-        self._results = _Results(bundle, profile, branches)
+        self._results = Results(bundle, profile, branches)
         self._predictor = predictor
         self._search = search
         self._settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": 0.0}
@@ -120,9 +155,9 @@ class SamplewisePlanner:
         first = search(results.conv_ms, results.branch_ms, results.accuracy, **self._settings)
         self._first = first.execute.tolist()
 
-    def begin(self) -> "_Samplewise":
+    def begin(self) -> "Samplewise":
         """Return the decisions of a new inference."""
-        return _Samplewise(self._results, self._predictor, self._search, self._settings, self._first)
+        return Samplewise(self._results, self._predictor, self._search, self._settings, self._first)
 
     def _decision_ms(self) -> float:
         logits = np.zeros((1, self._results.classes), np.float32)
@@ -135,8 +170,12 @@ class SamplewisePlanner:
         return median(times)
 
 
-class _Results:
-    """The results that can come, in order, the final one last: K + 1; arrays of that shape."""
+class Results:
+    """The results that can come, in order, the final one last: K + 1; arrays of that shape.
+
+    `slot` is the exit point of each, `offset` by how much surer it is than the exit point's branches
+    are on average.
+    """
 
     def __init__(self, bundle: Bundle, profile: Profile, branches: Collection[Branch]) -> None:
         ordered = running_order(branches)
@@ -147,7 +186,8 @@ class _Results:
         self.conv_ms = np.diff(reach_ms, prepend=0.0)
         self.branch_ms = np.array([*(profile.branch_ms[branch.name] for branch in ordered), 0.0])
         self.accuracy = np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy])
-        self.offset = self.accuracy - _slot_accuracy(bundle)[self.slot]
+        offsets = {} if bundle.predictor is None else bundle.predictor.offsets
+        self.offset = np.array([*(offsets.get(branch.name, 0.0) for branch in ordered), 0.0])
 
 
 class _UntilConfident:
@@ -162,12 +202,12 @@ class _UntilConfident:
             self.wanted = (False,) * len(self.wanted)
 
 
-class _Samplewise:
+class Samplewise:
     """One inference's decisions: what was seen so far, and the plan for it."""
 
     def __init__(
         self,
-        results: _Results,
+        results: Results,
         predictor: ConfidencePredictor,
         search: Search,
         settings: dict[str, Any],
@@ -180,12 +220,15 @@ class _Samplewise:
 
     def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
         """Predict the confidences ahead, and plan anew."""
+        self.saw(result, _confidence(logits), elapsed_ms)
+
+    def saw(self, result: int, confidence: float, elapsed_ms: float) -> None:
+        """Plan anew after a result of this confidence."""
         results = self._results
         slot = int(results.slot[result])
-        confidence = _confidence(logits)
         # Slots passed over have the confidence before them (EINet IV-C).
         self._seen[self._known : slot] = self._last
-        self._seen[slot] = self._last = confidence
+        self._seen[slot] = self._last = confidence - results.offset[result]
         self._known, self._best = slot + 1, max(self._best, confidence)
         predicted = self._predictor.predict(self._seen, self._known)
         plan = self._search(
@@ -204,18 +247,3 @@ def _confidence(logits: Floats) -> float:
     row = logits[0].tolist()
     top = max(row)
     return 1.0 / sum([exp(value - top) for value in row])
-
-
-def _slot_accuracy(bundle: Bundle) -> NDArray[np.float64]:
-    # A predictor speaks of an exit point; branches there differ from its mean as their accuracies do.
-    known = {branch.name: branch for branch in (*bundle.branches, *_flat(bundle))}
-    means = np.zeros(len(bundle.blocks))
-    for slot in range(len(bundle.blocks) - 1):
-        here = [branch.accuracy for branch in known.values() if branch.exit_index == slot]
-        means[slot] = np.mean(here) if here else 0.0
-    means[-1] = bundle.final_accuracy
-    return means
-
-
-def _flat(bundle: Bundle) -> list[Branch]:
-    return [branch for branches in bundle.baselines.values() for branch in branches]

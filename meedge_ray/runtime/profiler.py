@@ -3,11 +3,12 @@
 import platform
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import ArrayLike, NDArray
 
 from meedge_ray.domain.elastic import Branch, Profile, Unit
 from meedge_ray.domain.errors import InvalidInputError
@@ -61,19 +62,23 @@ def profile(
                 for name, time_ms in branch_ms.items():
                     branch_runs[name].append(time_ms)
     engine.place((), read)
+    blocks = kept_runs(np.array(block_runs))
+    kept = {name: kept_runs(times_ms) for name, times_ms in branch_runs.items()}
     return Profile(
         device_type=device_type,
         engine=f"onnxruntime {ort.__version__}",
         runs=runs,
-        block_ms=tuple(robust_mean(times_ms) for times_ms in np.transpose(block_runs)),
-        branch_ms={name: robust_mean(times_ms) for name, times_ms in branch_runs.items()},
+        block_ms=tuple(blocks.mean(axis=0).tolist()),
+        block_std_ms=tuple(blocks.std(axis=0).tolist()),
+        branch_ms={name: float(times_ms.mean()) for name, times_ms in kept.items()},
+        branch_std_ms={name: float(times_ms.std()) for name, times_ms in kept.items()},
     )
 
 
-def robust_mean(times_ms: Iterable[float]) -> float:
-    """Return the mean of the fastest 95 % of the runs."""
-    ordered = np.sort(np.asarray(list(times_ms)))
-    return float(ordered[: max(1, int(len(ordered) * KEPT_SHARE))].mean())
+def kept_runs(times_ms: ArrayLike) -> NDArray[np.float64]:
+    """Return the fastest 95 % of the runs, ascending; of times [runs, units] those of every unit."""
+    ordered: NDArray[np.float64] = np.sort(np.asarray(times_ms, np.float64), axis=0)
+    return ordered[: max(1, int(len(ordered) * KEPT_SHARE))]
 
 
 def device_type(threads: int = 1) -> str:

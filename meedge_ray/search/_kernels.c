@@ -62,15 +62,6 @@ typedef struct {
     Py_ssize_t count;
 } Pool;
 
-/* WIDE functions are compiled for wider registers too, and the processor decides; what they call is inlined. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define WIDE
-#define INLINE static inline
-#endif
-
 enum { BLOCK = 32 };
 
 /* A label's value on one straight line: what it is worth where accuracy at hand counts `chance` less. */
@@ -292,6 +283,8 @@ static PyMethodDef methods[] = {
     {"plan_exits", (PyCFunction)(void (*)(void))meedge_plan_exits, METH_FASTCALL, meedge_plan_exits_doc},
     {"value_exits", (PyCFunction)(void (*)(void))meedge_value_exits, METH_FASTCALL, meedge_value_exits_doc},
     {"hybrid_exits", (PyCFunction)(void (*)(void))meedge_hybrid_exits, METH_FASTCALL, meedge_hybrid_exits_doc},
+    {"predict_confidences", (PyCFunction)(void (*)(void))meedge_predict_confidences, METH_FASTCALL,
+     meedge_predict_confidences_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,15 @@
 #pragma GCC optimize("fp-contract=off")
 #endif
 
+/* WIDE functions are compiled for wider registers too, and the processor decides; what they call is inlined. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define WIDE
+#define INLINE static inline
+#endif
+
 /* An array that a kernel takes: its name, the formats and the bytes of an item, by how many items it is longer
  * than the first array, and whether it is written to. */
 typedef struct {
@@ -33,5 +42,9 @@ PyObject *meedge_plan_exits(PyObject *module, PyObject *const *args, Py_ssize_t 
 PyObject *meedge_value_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *meedge_hybrid_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_plan_exits_doc[], meedge_value_exits_doc[], meedge_hybrid_exits_doc[];
+
+/* Defined in _predictor.c. */
+PyObject *meedge_predict_confidences(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern const char meedge_predict_confidences_doc[];
 
 #endif

@@ -14,6 +14,7 @@ from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.elastic import Block, Branch, Eliminated, InputSpec, Profile, Unit
 from meedge_ray.nn.export import export_unit
+from meedge_ray.nn.multi_exit import Head
 from meedge_ray.nn.partition import Chain
 from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.profiler import device_type, profile
@@ -94,6 +95,27 @@ def export_exit(
     return exported
 
 
+def export_heads(
+    heads: Sequence[Head], accuracies: Sequence[float], chain: Chain, store: UnitStore, report: Report
+) -> tuple[Branch, ...]:
+    """Put heads trained together with the chain into the store."""
+    branches = []
+    for done, (head, accuracy) in enumerate(zip(heads, accuracies, strict=True)):
+        branches.append(
+            Branch(
+                name=head.name,
+                exit_index=head.exit_index,
+                convolution=head.convolution,
+                fc=head.fc,
+                units=(store.put(export_unit(head.module, chain.map_shape(head.exit_index))),),
+                parameters=sum(parameter.numel() for parameter in head.module.parameters()),
+                accuracy=accuracy,
+            )
+        )
+        report("export exits trained together", done + 1, len(heads))
+    return tuple(branches)
+
+
 class Surveyor:
     """Measures units on this machine; what is measured is kept in a folder, so that a resumed build decides alike."""
 
@@ -120,12 +142,21 @@ class Surveyor:
 
 def joined(profile: Profile, further: Profile) -> Profile:
     """Return one profile with the branches' times of both; the blocks' times are those of the first."""
-    return replace(profile, branch_ms={**further.branch_ms, **profile.branch_ms})
+    return replace(
+        profile,
+        branch_ms={**further.branch_ms, **profile.branch_ms},
+        branch_std_ms={**further.branch_std_ms, **profile.branch_std_ms},
+    )
 
 
 def only(profile: Profile, branches: Iterable[Branch]) -> Profile:
     """Return the profile of these branches alone."""
-    return replace(profile, branch_ms={branch.name: profile.branch_ms[branch.name] for branch in branches})
+    names = [branch.name for branch in branches]
+    return replace(
+        profile,
+        branch_ms={name: profile.branch_ms[name] for name in names},
+        branch_std_ms={name: profile.branch_std_ms[name] for name in names},
+    )
 
 
 def survivors(

@@ -3,6 +3,7 @@
 Multi-exit: one FC layer at every exit (MEEdge 4.1). SPINN: six exits at equal shares of the FLOPs, each one
 convolution and one FC layer (MEEdge 4.1). BranchyNet: branches that its authors placed and shaped by hand
 (Teerapittayanon et al. 2016, section IV), so only the networks they did it for have it: LeNet, AlexNet and ResNets.
+EINet: one convolution and two FC layers at every exit (EINet IV-A), here all of them run.
 """
 
 import re
@@ -19,6 +20,7 @@ BaselineChoices = Mapping[str, Mapping[int, Choice]]
 
 SPINN_EXITS = 6
 _POOLED_SIZE = 4
+_HIDDEN = 64
 # After which share of the convolutional layers a branch leaves (its ResNet has 109), and its own 3x3 convolutions.
 _BRANCHYNET = {
     r"lenet": (((1, 2), 1),),
@@ -37,6 +39,7 @@ def baseline_choices(chain: Chain, architecture: str) -> BaselineChoices:
     every_exit = range(chain.exit_count)
     choices = {
         "multi_exit_fc": {exit_index: _branch(chain, exit_index, "none") for exit_index in every_exit},
+        "einet": {exit_index: _branch(chain, exit_index, "standard", hidden=(_HIDDEN,)) for exit_index in every_exit},
         "spinn": {exit_index: _branch(chain, exit_index, "standard") for exit_index in equal_flops_exits(chain)},
         "branchynet": {
             exit_index: _branch(chain, exit_index, "standard", layers)
@@ -75,6 +78,7 @@ def _convolutions(module: nn.Module) -> int:
     return sum(isinstance(inner, nn.Conv2d) for inner in module.modules())
 
 
-def _branch(chain: Chain, exit_index: int, kind: str, layers: int = 1) -> Choice:
+def _branch(chain: Chain, exit_index: int, kind: str, layers: int = 1, hidden: tuple[int, ...] = ()) -> Choice:
     convolution = Convolution.model_validate({"kind": kind, "layers": layers})
-    return convolution, FullyConnected(pooledSize=min(_POOLED_SIZE, *chain.map_shape(exit_index)[1:]))
+    pooled_size = min(_POOLED_SIZE, *chain.map_shape(exit_index)[1:])
+    return convolution, FullyConnected(pooledSize=pooled_size, hidden=hidden)

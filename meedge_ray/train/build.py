@@ -1,6 +1,7 @@
 """From a manifest to a bundle: one stage after another, each of which a killed build finds again.
 
-model + data -> partition -> features -> cultivate -> export -> profile -> survive -> share -> bundle
+model + data -> backbone, its exits with it -> features -> cultivate -> export -> profile -> survive -> share
+-> confidences, their predictor -> bundle
 """
 
 import hashlib
@@ -10,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-import torch
-
 from meedge_ray.api.elastic_model import Augmentation, ElasticModelSpec
 from meedge_ray.bundle.manifest import read_bundle, unit_store, write_bundle
 from meedge_ray.domain.elastic import Branch, Bundle
@@ -19,25 +18,26 @@ from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.domain.paths import expand_path
 from meedge_ray.domain.quantity import parse_bytes
 from meedge_ray.nn.branches import branch_name, check_zoo, zoo_branches
-from meedge_ray.nn.partition import Chain, partition
-from meedge_ray.nn.source import load_model, save_weights
+from meedge_ray.nn.partition import Chain
 from meedge_ray.train.assemble import (
     Grown,
     Surveyor,
     export_blocks,
     export_exit,
+    export_heads,
     fixed_sets,
     joined,
     only,
     shared_convolutions,
     survivors,
 )
+from meedge_ray.train.backbone import load_backbone
 from meedge_ray.train.baselines import baseline_choices
 from meedge_ray.train.cultivate import ExitTask, cultivated
 from meedge_ray.train.data import Dataset, digest, load_data
 from meedge_ray.train.features import Features, cache_features, check_features
 from meedge_ray.train.manifest import Manifest
-from meedge_ray.train.pretrain import pretrain
+from meedge_ray.train.predictor import with_predictor
 from meedge_ray.train.progress import Report, silent
 from meedge_ray.train.sharing import SharingTask, shared
 from meedge_ray.train.tasks import RunTasks, Task, run_in_turn
@@ -91,36 +91,48 @@ class _Build:
         self._run = run
         self._report = report
         self._store = unit_store(output)
-        self._chain = self._partitioned()
-        self._shapes = [self._chain.map_shape(index) for index in range(self._chain.exit_count)]
-        self._baselines = baseline_choices(self._chain, self._spec.model.architecture)
+        self._backbone = load_backbone(
+            self._spec,
+            dataset,
+            _image(dataset),
+            base_dir=manifest.base_dir,
+            work=work,
+            check=self._check,
+            report=report,
+        )
+        self._chain = self._backbone.chain
+        self._shapes = _map_shapes(self._chain)
+        # Published methods are cultivated as the zoo is.
+        self._baselines = baseline_choices(self._chain, self._spec.model.architecture) if self._spec.zoo else {}
 
     def bundle(self, made_with: dict[str, str]) -> Bundle:
         """Go through the stages."""
         cultivation = self._cultivation()
-        features = self._features()
+        *accuracies, final_accuracy = self._accuracies()
         self._run_missing(cultivation)
         blocks = export_blocks(self._chain, self._store, self._report)
-        trained = self._export(cultivation, cultivated)
-        surveyor = Surveyor(self._store, self._dataset.input, blocks, features.final_accuracy, self._work)
-        times = surveyor.profile("zoo", trained, self._report)
+        together = export_heads(self._backbone.heads, accuracies, self._chain, self._store, self._report)
+        grown = self._export(cultivation, cultivated)
+        surveyor = Surveyor(self._store, self._dataset.input, blocks, final_accuracy, self._work)
+        times = surveyor.profile("zoo", [*together, *grown], self._report)
         zoo = self._zoo_names()
-        kept, eliminated = survivors([b for b in trained if b.name in zoo], times, features.final_accuracy)
-        fixed = fixed_sets(self._baselines, trained)
+        candidates = [*together, *(branch for branch in grown if branch.name in zoo)]
+        kept, eliminated = survivors(candidates, times, final_accuracy)
+        fixed = fixed_sets(self._baselines, grown) | ({"trained_together": together} if together else {})
         sharing = self._sharing(kept, cultivation)
         if sharing:
             self._run_missing(sharing)
             merged = self._export(sharing, shared)
             times = joined(times, surveyor.profile("merged", merged, self._report))
-            kept_too, eliminated_too = survivors(merged, times, features.final_accuracy)
+            kept_too, eliminated_too = survivors(merged, times, final_accuracy)
             kept, eliminated = kept + kept_too, eliminated + eliminated_too
-        return Bundle(
+        bundle = Bundle(
             model=self._manifest.model.metadata.name,
             architecture=self._spec.model.architecture,
             input=self._dataset.input,
             classes=self._dataset.classes,
             blocks=blocks,
-            final_accuracy=features.final_accuracy,
+            final_accuracy=final_accuracy,
             branches=kept,
             baselines=fixed,
             eliminated=eliminated,
@@ -128,38 +140,28 @@ class _Build:
             data=_data_section(self._spec, self._manifest.base_dir),
             made_with=made_with,
         )
-
-    def _partitioned(self) -> Chain:
-        """Return the chain of the trained backbone; what the zoo cannot be is refused before anything is trained."""
-        declared = self._spec.model
-        pretrained = self._work / "pretrained.safetensors"
-        if pretrained.exists():
-            declared = declared.model_copy(update={"weights": str(pretrained), "pretrain": None})
-        classes, shape = len(self._dataset.classes), _image(self._dataset)
         seed = self._spec.cultivation.seed
-        torch.manual_seed(seed)
-        model = load_model(declared, input_shape=shape, classes=classes, base_dir=self._manifest.base_dir)
-        chain = partition(model, shape)
+        return with_predictor(bundle, self._store, self._dataset.validation, self._work, seed=seed, report=self._report)
+
+    def _check(self, chain: Chain) -> None:
+        """Refuse what the zoo cannot be."""
+        if self._spec.zoo is None:
+            return
         memory = self._spec.cultivation.memory
         check_zoo(
             self._spec.zoo,
-            [chain.map_shape(index) for index in range(chain.exit_count)],
-            classes,
+            _map_shapes(chain),
+            len(self._dataset.classes),
             None if memory is None else parse_bytes(memory, where="spec.cultivation.memory"),
         )
         check_features(chain, self._dataset, self._feature_folder, **self._feature_limits())
-        if declared.pretrain is None:
-            return chain
-        pretrain(
-            model,
-            self._dataset,
-            declared.pretrain,
-            seed=seed,
-            checkpoint=self._work / "pretraining",
-            report=self._report,
-        )
-        save_weights(model, pretrained)
-        return partition(model, shape)
+
+    def _accuracies(self) -> list[float]:
+        """Cache the features a zoo learns from; return the accuracy of every exit trained, and of the final exit."""
+        features = self._features() if self._spec.zoo else None
+        if features is None or self._backbone.heads:
+            return self._backbone.accuracies(self._dataset)
+        return [features.final_accuracy]
 
     def _features(self) -> Features:
         seed = self._spec.cultivation.seed
@@ -172,17 +174,20 @@ class _Build:
         return {"augmentation": settings.augmentation, "disk_bytes": disk}
 
     def _cultivation(self) -> list[ExitTask]:
-        tasks = []
+        tasks: list[ExitTask] = []
+        zoo = self._spec.zoo
+        if zoo is None:
+            return tasks
         for exit_index, shape in enumerate(self._shapes):
             fixed = [method[exit_index] for method in self._baselines.values() if exit_index in method]
             task = ExitTask(
                 exit_index=exit_index,
-                choices=tuple(dict.fromkeys([*zoo_branches(self._spec.zoo, shape), *fixed])),
+                choices=tuple(dict.fromkeys([*zoo_branches(zoo, shape), *fixed])),
                 classes=len(self._dataset.classes),
                 features=self._feature_folder,
                 output=self._work / f"exit-{exit_index:02d}",
                 settings=self._spec.cultivation,
-                shared_convolutions=self._spec.zoo.shared_convolutions,
+                shared_convolutions=zoo.shared_convolutions,
                 spared=tuple(fixed),
             )
             task.plan(shape, task.stems)  # refuses here, and not in a worker, what its memory cannot hold
@@ -190,10 +195,10 @@ class _Build:
         return tasks
 
     def _sharing(self, kept: Sequence[Branch], cultivation: Sequence[ExitTask]) -> list[SharingTask]:
-        settings = self._spec.sharing
-        if settings is None:
+        settings, zoo = self._spec.sharing, self._spec.zoo
+        if settings is None or zoo is None:
             return []
-        asked = settings.fully_connected or [fc.name for fc in self._spec.zoo.fully_connected if fc.hidden]
+        asked = settings.fully_connected or [fc.name for fc in zoo.fully_connected if fc.hidden]
         names = {branch.name for branch in kept if branch.fc in asked}
         tasks = []
         for task in cultivation:
@@ -214,21 +219,31 @@ class _Build:
         return branches
 
     def _apart(self, exit_index: int) -> frozenset[str]:
-        if not self._spec.zoo.shared_convolutions:
+        zoo = self._spec.zoo
+        if zoo is None or not zoo.shared_convolutions:
             return frozenset()
-        return shared_convolutions(zoo_branches(self._spec.zoo, self._shapes[exit_index]))
+        return shared_convolutions(zoo_branches(zoo, self._shapes[exit_index]))
 
     def _zoo_names(self) -> set[str]:
-        return {
-            branch_name(exit_index, *choice)
-            for exit_index, shape in enumerate(self._shapes)
-            for choice in zoo_branches(self._spec.zoo, shape)
-        }
+        zoo = self._spec.zoo
+        return (
+            set()
+            if zoo is None
+            else {
+                branch_name(exit_index, *choice)
+                for exit_index, shape in enumerate(self._shapes)
+                for choice in zoo_branches(zoo, shape)
+            }
+        )
 
     def _run_missing(self, tasks: Sequence[Task]) -> None:
         missing = [task for task in tasks if not task.finished]
         if missing:
             self._run(missing, self._report)
+
+
+def _map_shapes(chain: Chain) -> list[tuple[int, int, int]]:
+    return [chain.map_shape(exit_index) for exit_index in range(chain.exit_count)]
 
 
 def _image(dataset: Dataset) -> tuple[int, int, int]:

@@ -107,7 +107,7 @@ def evaluate(
     budgets = {name: bundle.backbone_bytes + bytes_of(branches) for name, branches in bundle.baselines.items()}
     budgets["single_exit"] = memory_bytes
     ours = {name: _chosen(bundle, placer, budgets[name]) for name in others}
-    test = _test_samples(bundle)
+    test = test_samples(bundle)
     measured, under_kills = run_under_kills(
         directory,
         bundle,
@@ -141,18 +141,23 @@ def evaluate(
     )
 
 
-def _chosen(bundle: Bundle, placer: Placer, memory_bytes: int) -> list[Branch]:
-    names = set(placer.place(memory_bytes).branches)
-    return [branch for branch in bundle.branches if branch.name in names]
+def test_samples(bundle: Bundle) -> Samples:
+    """Return the test split of the data a bundle was built with.
 
-
-def _test_samples(bundle: Bundle) -> Samples:
+    Raises:
+        MeedgeError: the data is not there, or is other data.
+    """
     dataset = load_data(Data.model_validate(dict(bundle.data)), Path.cwd())
     if dataset.input.shape != bundle.input.shape:
         raise InvalidInputError(
             f"samples have shape {dataset.input.shape}, the model takes {bundle.input.shape}", where="data"
         )
     return dataset.test
+
+
+def _chosen(bundle: Bundle, placer: Placer, memory_bytes: int) -> list[Branch]:
+    names = set(placer.place(memory_bytes).branches)
+    return [branch for branch in bundle.branches if branch.name in names]
 
 
 def _compared(memory_bytes: int, ours: MethodResult, theirs: MethodResult, standard_error: float) -> Comparison:

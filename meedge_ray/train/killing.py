@@ -146,7 +146,8 @@ def kill_times(shares: Floats, horizon_ms: float, law: Law | None) -> Floats:
         return shares * horizon_ms
     grid = np.linspace(0.0, horizon_ms, _GRID)
     killed = 1.0 - law(grid)
-    return np.interp(shares * killed[-1], killed, grid)
+    times_ms: Floats = np.interp(shares * killed[-1], killed, grid)
+    return times_ms
 
 
 class _Runner:

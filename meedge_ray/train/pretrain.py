@@ -1,4 +1,4 @@
-"""Trains a backbone that comes without weights."""
+"""Trains a backbone that comes without weights, together with the exits it has."""
 
 import math
 from collections.abc import Iterator
@@ -30,11 +30,14 @@ def pretrain(
 ) -> None:
     """Train `model` in place on the training split: Adam under one cosine cycle, cross-entropy.
 
+    Of a model with several exits it is the mean of their cross-entropies, each with the same weight (Huang et al. 2018,
+    section 4, whose sum differs from it by a factor that Adam does not see).
+
     It runs on a GPU where there is one. The model is left on the CPU and in eval mode. The same seed on the same CPU
     gives the same weights, killed and resumed or not.
 
     Args:
-        model: what to train.
+        model: what to train; it gives logits [N, classes], or a tuple of those of every exit.
         dataset: its train split alone is used.
         settings: epochs, batch size, learning rate.
         seed: of shuffles and dropout.
@@ -67,8 +70,10 @@ def _epoch(
         passed = (epoch * steps + step) / (settings.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = float(settings.learning_rate) * (1 + math.cos(math.pi * passed)) / 2
-        logits = model(torch.from_numpy(normalizer.batch(batch.x)).to(device))
-        loss = nn.functional.cross_entropy(logits, torch.from_numpy(batch.y).to(device))
+        said = model(torch.from_numpy(normalizer.batch(batch.x)).to(device))
+        exits = said if isinstance(said, tuple) else (said,)
+        labels = torch.from_numpy(batch.y).to(device)
+        loss = torch.stack([nn.functional.cross_entropy(logits, labels) for logits in exits]).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -23,6 +23,8 @@ LOOKS = {  # name in pictures, colour, line
     "multi_exit_fc": ("multi-exit, one FC each", "#E69F00", "-."),
     "spinn": ("SPINN", "#0072B2", ":"),
     "branchynet": ("BranchyNet", "#009E73", (0, (4, 1, 1, 1, 1, 1))),
+    "einet": ("EINet's exits, all run", "#CC79A7", (0, (6, 2))),
+    "trained_together": ("its own exits, all run", "#56B4E9", (0, (1, 1))),
     "meedge": ("meedge-ray", "#D55E00", "-"),
 }
 _PREDICTED = "#777777"

@@ -44,6 +44,16 @@ def test_a_manifest_survives_a_round_trip() -> None:
     assert ElasticModel.model_validate_json(model.model_dump_json(by_alias=True)) == model
 
 
+def test_the_exits_of_a_manifest_are_one_convolution_and_two_fc_layers_unless_said() -> None:
+    model = {"architecture": "vgg16", "pretrain": {"epochs": 1, "exits": {}}}
+    spec = ElasticModel.model_validate(manifest(model=model, zoo=None)).spec
+    assert spec.zoo is None
+    assert spec.model.pretrain is not None
+    assert spec.model.pretrain.exits is not None
+    assert spec.model.pretrain.exits.convolution.name == "standard3"
+    assert spec.model.pretrain.exits.fully_connected.name == "pool4-fc64"
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -55,6 +65,8 @@ def test_a_manifest_survives_a_round_trip() -> None:
         ({"model": {"architecture": "resnet20"}}, "exactly one of weights"),
         ({"zoo": {"convolutions": [{"kind": "none"}, {"kind": "none", "kernelSize": 5}]}}, "named twice: none"),
         ({"zoo": {"fullyConnected": []}}, "spec.zoo.fullyConnected"),
+        ({"zoo": None, "sharing": {"fullyConnected": ["pool4-fc128"]}}, "the zoo is null"),
+        ({"model": {"architecture": "x", "weights": "x", "pretrain": {"epochs": 1, "exits": {}}}}, "exactly one of"),
         ({"zoo": {"convolutions": [{"kind": "dilated", "layers": 4}]}}, "spec.zoo.convolutions.0.layers"),
         ({"cultivation": {"memory": "plenty"}}, "spec.cultivation.memory"),
         ({"cultivation": {"disk": "0"}}, "spec.cultivation.disk"),

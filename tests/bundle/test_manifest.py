@@ -16,10 +16,19 @@ from meedge_ray.bundle.manifest import (
     write_bundle,
 )
 from meedge_ray.bundle.store import sha256_of
-from meedge_ray.domain.elastic import Block, Branch, Bundle, Eliminated, InputSpec, Profile, Unit
+from meedge_ray.domain.elastic import Block, Branch, Bundle, Eliminated, InputSpec, Predictor, Profile, Unit
 from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError
 
-CONTENTS = {"block0": b"first", "block1": b"second", "small": b"branch", "fixed": b"baseline"}
+CONTENTS = {
+    "block0": b"first",
+    "block1": b"second",
+    "small": b"branch",
+    "fixed": b"baseline",
+    "predictor": b"tensors",
+    "confidences": b"numbers",
+}
+
+OFFSETS = {"small": -0.1, "fixed": 0.1}
 
 
 def unit_of(data):
@@ -65,9 +74,13 @@ def make_bundle(accuracy=0.5, **changes):
                 engine="onnxruntime 1.31.1",
                 runs=100,
                 block_ms=(0.1, 0.2),
+                block_std_ms=(0.01, 0.0),
                 branch_ms={"small": 0.01, "fixed": 0.02},
+                branch_std_ms={"small": 0.001, "fixed": 0.002},
             )
         },
+        confidences=unit_of(CONTENTS["confidences"]),
+        predictor=Predictor(unit=unit_of(CONTENTS["predictor"]), hidden=(4, 3), error=0.1, offsets=OFFSETS),
         data={"source": {"dataset": "digits", "split": [0.8, 0.2], "seed": None}},
         made_with={"meedge-ray": "0.1.0"},
     )
@@ -163,10 +176,17 @@ def test_a_manifest_that_is_no_json_object_is_refused_with_its_place(directory, 
     assert error.value.where == str(directory / "bundle.json")
 
 
-@pytest.mark.parametrize("version", [1, 3, "2", None])
+def test_a_bundle_may_have_neither_predictor_nor_confidences(directory):
+    bundle = make_bundle(predictor=None, confidences=None)
+    write_bundle(directory, bundle)
+    assert read_bundle(directory) == bundle
+    assert len(bundle_units(bundle)) == len(CONTENTS) - 2
+
+
+@pytest.mark.parametrize("version", [2, 4, "3", None])
 def test_another_format_is_refused_with_what_to_do(version):
     document = json.loads(bundle_json(make_bundle())) | {"format": version}
-    with pytest.raises(InvalidInputError, match="this version reads format 2") as error:
+    with pytest.raises(InvalidInputError, match="this version reads format 3") as error:
         parse_bundle(json.dumps(document).encode())
     assert "build the bundle again" in error.value.do
 
@@ -195,7 +215,16 @@ def changed(*path, to):
         (changed("profiles", "board", "block_ms", to=[0.1]), "times of 1 blocks"),
         (changed("profiles", "board", "branch_ms", to={"small": 0.1}), "no time of branch fixed"),
         (changed("profiles", "board", "block_ms", to=[0.1, 0.0]), "not above 0"),
+        (changed("profiles", "board", "block_std_ms", to=[0.1]), "not one standard deviation for every time"),
+        (changed("profiles", "board", "branch_std_ms", to={"small": 0.1}), "not one standard deviation"),
+        (changed("profiles", "board", "branch_std_ms", "small", to=-0.1), "a standard deviation is below 0"),
         (changed("profiles", "board", "device_type", to="desk"), "of device type desk"),
+        (changed("predictor", "hidden", to=[4]), "predictor.hidden"),
+        (changed("predictor", "hidden", to=[4, 0]), "predictor.hidden"),
+        (changed("predictor", "error", to=-1.0), "predictor.error"),
+        (changed("predictor", "offsets", to={"small": 0.1}), "predictor.offsets: there is none of branch fixed"),
+        (changed("predictor", "unit", "sha256", to="x"), "not a unit's name"),
+        (changed("confidences", "size_bytes", to="many"), "confidences.size_bytes"),
     ],
 )
 def test_what_is_not_a_consistent_bundle_is_refused_by_field(data, said):

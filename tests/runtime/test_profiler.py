@@ -5,7 +5,7 @@ import pytest
 
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime import profiler
-from meedge_ray.runtime.profiler import device_type, profile, robust_mean
+from meedge_ray.runtime.profiler import device_type, kept_runs, profile
 
 
 def test_every_unit_has_a_time_and_the_backbone_is_left(worlds):
@@ -23,6 +23,8 @@ def test_every_unit_has_a_time_and_the_backbone_is_left(worlds):
     assert len(measured.block_ms) == 11
     assert set(measured.branch_ms) == {branch.name for branch in world.bundle.branches}
     assert all(time_ms > 0 for time_ms in (*measured.block_ms, *measured.branch_ms.values()))
+    assert len(measured.block_std_ms) == 11
+    assert measured.branch_std_ms.keys() == measured.branch_ms.keys()
     assert (measured.device_type, measured.runs) == ("board", 3)
     assert re.fullmatch(r"onnxruntime [0-9.]+", measured.engine)
     assert engine.branches == ()
@@ -39,7 +41,8 @@ def test_branches_that_share_a_unit_each_have_a_time(worlds):
 def test_a_model_without_branches_has_times_too(world):
     measured = profile(world.engine(), [], world.read, device_type="board", runs=1)
     assert len(measured.block_ms) == 4
-    assert measured.branch_ms == {}
+    assert measured.branch_ms == measured.branch_std_ms == {}
+    assert measured.block_std_ms == (0.0,) * 4
 
 
 def test_no_runs_are_refused(world):
@@ -47,10 +50,23 @@ def test_no_runs_are_refused(world):
         profile(world.engine(), [], world.read, device_type="board", runs=0)
 
 
-def test_the_mean_leaves_out_the_slowest_runs():
-    assert robust_mean([*([1.0] * 50), *([3.0] * 45), *([1000.0] * 5)]) == pytest.approx(185 / 95)
-    assert robust_mean([7.0]) == 7.0
-    assert robust_mean(np.array([1.0, 2.0])) == 1.0
+def test_the_slowest_runs_are_left_out():
+    times_ms = [*([1000.0] * 5), *([3.0] * 45), *([1.0] * 50)]
+    kept = [*([1.0] * 50), *([3.0] * 45)]
+    assert kept_runs(times_ms).tolist() == kept
+    assert kept_runs(np.stack([times_ms, times_ms[::-1]], axis=1)).tolist() == [[time] * 2 for time in kept]
+    assert kept_runs([7.0]).tolist() == [7.0]
+    assert kept_runs([2.0, 1.0]).tolist() == [1.0]
+
+
+def test_times_have_a_spread(world, monkeypatch):
+    engine = world.engine()
+    runs = iter([9.0] * profiler.WARM_UP_RUNS + [1.0, 3.0, 500.0])
+    monkeypatch.setattr(engine, "unit_times", lambda sample: (np.array([next(runs)] * 4), {"exit0-small": 2.0}))
+    monkeypatch.setattr(profiler, "KEPT_SHARE", 0.7)
+    measured = profile(engine, [world.branch("exit0-small")], world.read, device_type="board", runs=3)
+    assert (measured.block_ms, measured.block_std_ms) == ((2.0,) * 4, (1.0,) * 4)
+    assert (measured.branch_ms, measured.branch_std_ms) == ({"exit0-small": 2.0}, {"exit0-small": 0.0})
 
 
 def test_the_device_type_is_a_label_value_that_says_the_threads():

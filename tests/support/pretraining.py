@@ -1,11 +1,12 @@
 """Pre-trains in a process of its own, which kills itself instead of saving its second epoch.
 
-python pretraining.py CHECKPOINT
+python pretraining.py CHECKPOINT [together]
 """
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from meedge_ray.api.elastic_model import Data, Pretrain
+from meedge_ray.nn.multi_exit import MultiExit
 from meedge_ray.train import pretrain as module
 from meedge_ray.train.data import load_data
 
@@ -25,9 +27,15 @@ def network() -> nn.Module:
     return nn.Sequential(*convolution, nn.Linear(288, 10))
 
 
-def trained(checkpoint: Path | None, **more: Any) -> nn.Module:
+def multi_exit() -> nn.Module:
+    blocks = list(network().children())
+    head = nn.Sequential(nn.Dropout(0.2), nn.Flatten(), nn.Linear(288, 10))
+    return MultiExit([nn.Sequential(*blocks[:3]), nn.Sequential(*blocks[3:])], [head])
+
+
+def trained(checkpoint: Path | None, *, make: Callable[[], nn.Module] = network, **more: Any) -> nn.Module:
     dataset = load_data(Data.model_validate({"trainSamples": 300}), Path())
-    model = network()
+    model = make()
     module.pretrain(model, dataset, SETTINGS, seed=7, checkpoint=checkpoint, **more)
     return model
 
@@ -42,4 +50,4 @@ if __name__ == "__main__":
         save(path, model, optimizer, epochs)
 
     module._save = killed_at_two
-    trained(Path(sys.argv[1]))
+    trained(Path(sys.argv[1]), make=multi_exit if "together" in sys.argv else network)

@@ -178,7 +178,9 @@ def make_world(seed=0, *, blocks=3, model="tiny", final_accuracy=0.9, ballast=8,
                 engine="onnxruntime",
                 runs=1,
                 block_ms=(1.0,) * (blocks + 1),
+                block_std_ms=(0.1,) * (blocks + 1),
                 branch_ms={branch.name: 0.1 if branch.fc == "small" else 0.2 for branch in branches},
+                branch_std_ms={branch.name: 0.01 for branch in branches},
             )
         },
     )

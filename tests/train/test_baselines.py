@@ -25,6 +25,14 @@ def test_every_exit_has_one_fc_layer_in_the_multi_exit_network() -> None:
     assert {(convolution.name, fc.name) for convolution, fc in multi_exit.values()} == {("none", "pool4")}
 
 
+def test_einet_has_one_convolution_and_two_fc_layers_at_every_exit() -> None:
+    chain = chain_of("vgg16")
+    einet = baseline_choices(chain, "vgg16")["einet"]
+    assert list(einet) == list(range(chain.exit_count))
+    assert {convolution.name for convolution, _ in einet.values()} == {"standard3"}
+    assert {fc.hidden for _, fc in einet.values()} == {(64,)}
+
+
 def test_spinn_has_six_exits_at_equal_flops() -> None:
     chain = chain_of("resnet20")
     exits = equal_flops_exits(chain)
@@ -52,7 +60,7 @@ def test_branchynets_later_branch_ends_the_first_stage_of_any_resnet(architectur
 
 @pytest.mark.parametrize("architecture", ["vgg16", "torchvision/resnet18"])
 def test_where_nobody_designed_branches_there_is_no_branchynet(architecture: str) -> None:
-    assert set(baseline_choices(chain_of(architecture), architecture)) == {"multi_exit_fc", "spinn"}
+    assert set(baseline_choices(chain_of(architecture), architecture)) == {"multi_exit_fc", "einet", "spinn"}
 
 
 @pytest.mark.parametrize("shape", [(22, 20, 20), (1, 28, 28)])

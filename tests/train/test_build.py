@@ -41,7 +41,7 @@ def test_a_bundle_is_whole(tiny: tuple[Path, Bundle]) -> None:
     assert read_bundle(directory) == bundle
     assert bundle.blocks[0].name == "stem"
     assert bundle.exit_count == 4
-    assert set(bundle.baselines) == {"multi_exit_fc", "spinn", "branchynet"}
+    assert set(bundle.baselines) == {"multi_exit_fc", "einet", "spinn", "branchynet"}
     assert not (directory / ".build").exists()
     # 3 exits x 4 branches and 2 on the last map, too small for a kernel of 3: each survived, or it is said why not.
     merged = [branch for branch in bundle.branches if branch.merged_neurons]

@@ -4,8 +4,12 @@ import sys
 from pathlib import Path
 
 import pretraining
+import pytest
 import torch
 from torch import nn
+
+from meedge_ray.api.elastic_model import Data
+from meedge_ray.train.data import load_data
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -27,13 +31,25 @@ def test_training_learns() -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_all_exits_learn_together() -> None:
+    samples = load_data(Data.model_validate({"trainSamples": 300}), Path()).train
+    untrained, trained = pretraining.multi_exit(), pretraining.trained(None, make=pretraining.multi_exit)
+    x = torch.from_numpy(samples.x[:]).float() / 8 - 1
+    for before, after in zip(untrained.eval()(x), trained(x), strict=True):
+        accuracies = [(logits.argmax(1).numpy() == samples.y).mean() for logits in (before, after)]
+        assert accuracies[0] < 0.3
+        assert accuracies[1] > 0.9
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_killed_training_goes_on_to_the_same_bits(together: bool, tmp_path: Path) -> None:
+    make = pretraining.multi_exit if together else pretraining.network
     checkpoint = tmp_path / "checkpoint.safetensors"
-    command = [sys.executable, pretraining.__file__, str(checkpoint)]
+    command = [sys.executable, pretraining.__file__, str(checkpoint), *(["together"] if together else [])]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     told: list[float] = []
-    resumed = pretraining.trained(checkpoint, report=lambda stage, done, total, detail="": told.append(done))
+    resumed = pretraining.trained(checkpoint, make=make, report=lambda stage, done, total, detail="": told.append(done))
     assert told == [2, 3, 4]
-    assert same(resumed, pretraining.trained(None))
-    assert same(resumed, pretraining.trained(checkpoint, report=lambda *_: told.append(5)))
+    assert same(resumed, pretraining.trained(None, make=make))
+    assert same(resumed, pretraining.trained(checkpoint, make=make, report=lambda *_: told.append(5)))
     assert told == [2, 3, 4]

@@ -10,14 +10,20 @@ from typing import Any
 
 from torch import nn
 
-from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.nn.backbones.alexnet import AlexNet
 from meedge_ray.nn.backbones.lenet import LeNet
+from meedge_ray.nn.backbones.msdnet import MSDNet
 from meedge_ray.nn.backbones.resnet import ResNet
 from meedge_ray.nn.backbones.vgg import VGG16
 
 _WHERE = "spec.model.architecture"
-_REFERENCES: dict[str, type[LeNet | AlexNet | VGG16]] = {"alexnet": AlexNet, "lenet": LeNet, "vgg16": VGG16}
+_REFERENCES: dict[str, type[LeNet | AlexNet | VGG16 | MSDNet]] = {
+    "alexnet": AlexNet,
+    "lenet": LeNet,
+    "msdnet": MSDNet,
+    "vgg16": VGG16,
+}
 _DEEPEST_RESNET = 1202  # of He et al. 2015
 _KNOWN = (*_REFERENCES, "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 _CHOICES = (
@@ -34,8 +40,8 @@ def build_backbone(
     """Build the backbone a manifest names, with fresh weights.
 
     Args:
-        architecture: `alexnet`, `lenet`, `vgg16`, `resnet<6n+2>`, `torchvision/NAME` or `package.module:callable`. A
-            callable gets `input_shape` and `classes` where its signature names them.
+        architecture: `alexnet`, `lenet`, `msdnet`, `vgg16`, `resnet<6n+2>`, `torchvision/NAME` or
+            `package.module:callable`. A callable gets `input_shape` and `classes` where its signature names them.
         input_shape: channels, height and width of one input.
         classes: number of logits.
         arguments: further keyword arguments of the constructor.
@@ -51,6 +57,8 @@ def build_backbone(
         builder = _from_references(architecture, input_shape, classes)
     try:
         model = builder(**arguments)
+    except MeedgeError:  # it says which argument
+        raise
     except Exception as error:  # whatever the constructor raises, it is for the manifest's author
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "none"
         raise InvalidInputError(
@@ -90,6 +98,13 @@ def _from_references(name: str, input_shape: tuple[int, int, int], classes: int)
             f"{name} needs images of at least {minimum_side}x{minimum_side}, not {input_shape[1]}x{input_shape[2]}",
             where=_WHERE,
             do=f"Set spec.data.imageSize to {max(minimum_side, 32)}, or choose a resnet, which takes any size",
+        )
+    if name == "msdnet" and any(side % MSDNet.side_multiple for side in input_shape[1:]):
+        raise InvalidInputError(
+            f"msdnet halves images twice, and {input_shape[1]}x{input_shape[2]} does not divide by "
+            f"{MSDNet.side_multiple}",
+            where=_WHERE,
+            do=f"Set spec.data.imageSize to {-(-max(input_shape[1:]) // MSDNet.side_multiple) * MSDNet.side_multiple}",
         )
     return partial(model, input_shape=input_shape, classes=classes)
 
