@@ -177,7 +177,12 @@ class Device:
         described = bundle.predictor
         if described is None or self._planning == "static" or (self._planning == "auto" and not described.pays):
             return None
-        return read_predictor(self._cache.ensure(described.unit), bundle)
+        try:
+            return read_predictor(self._cache.ensure(described.unit), bundle)
+        except (NotFoundError, UnavailableError):
+            if self._planning == "auto":
+                return None  # a fixed plan does without
+            raise
 
     def _shrink(self, memory_bytes: int) -> None:
         engine = self._running.engine

@@ -79,7 +79,8 @@ def planner_for(
     """Return what plans the inferences of an engine with these branches resident; None where all of them are to run.
 
     Args:
-        planning: "static", "samplewise", or "auto": sample by sample where the build found that it pays.
+        planning: "static", "samplewise", or "auto": sample by sample where the build found that it pays and the
+            predictor is there.
         bundle: the model.
         profile: the device type's times.
         branches: all resident ones, in any order.
@@ -90,7 +91,8 @@ def planner_for(
     Raises:
         InvalidInputError: sample by sample is asked, and there is no predictor.
     """
-    if planning == "samplewise" or (planning == "auto" and bundle.predictor is not None and bundle.predictor.pays):
+    pays = predictor is not None and bundle.predictor is not None and bundle.predictor.pays
+    if planning == "samplewise" or (planning == "auto" and pays):
         if predictor is None:
             raise InvalidInputError(
                 "the bundle has no predictor", where="planning", do="Plan statically, or build the bundle again"

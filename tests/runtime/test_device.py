@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from meedge_ray.api.serving import PlacementRequest
 from meedge_ray.bundle.manifest import bundle_sha256
-from meedge_ray.domain.elastic import bytes_of, units_of
+from meedge_ray.bundle.store import sha256_of
+from meedge_ray.domain.elastic import Predictor, Unit, bytes_of, units_of
 from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
@@ -78,6 +80,43 @@ def test_the_budget_holds_where_branches_share_units(service, store, worlds, sam
             ran = [output.branch for output in device.infer(samples[0]).outputs]
             assert ran
             assert set(ran) <= {*status.branches, None}
+
+
+def with_predictor(world, gain):
+    slots = len(world.bundle.blocks)
+    shapes = {"weight0": (slots, 2), "bias0": 2, "weight1": (2, 2), "bias1": 2, "weight2": (2, slots), "bias2": slots}
+    data = save({name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()})
+    unit = Unit(sha256=sha256_of(data), size_bytes=len(data))
+    offsets = {branch.name: 0.0 for branch in world.bundle.branches}
+    predictor = Predictor(unit=unit, hidden=(2, 2), offsets=offsets, error=0.1, gain=gain, gain_error=0.001)
+    bundle = replace(world.bundle, predictor=predictor)
+    return replace(world, bundle=bundle, units=world.units | {unit.sha256: data})
+
+
+@pytest.mark.parametrize(
+    ("planning", "gain", "planner"),
+    [("auto", 0.01, "samplewise"), ("auto", 0.001, "none"), ("samplewise", -0.1, "samplewise"), ("static", 1, "none")],
+)
+def test_a_device_plans_sample_by_sample_where_that_pays_or_is_asked(
+    service, store, world, samples, whole_bytes, planning, gain, planner
+):
+    service.world = world = with_predictor(world, gain)
+    with ServiceClient(service.url, service.token) as client:
+        device = Device(client, store, "tiny", planning=planning)
+        assert (world.bundle.predictor.unit.sha256 in service.fetched()) == (planner == "samplewise")
+        device.set_memory(whole_bytes)
+        answer = device.infer(samples[0])
+    assert answer.planner == planner
+    assert answer.resident == len(device.status().branches)
+
+
+def test_without_its_predictor_a_device_plans_statically_unless_told_otherwise(service, store, world, samples):
+    service.world = world = with_predictor(world, 1.0)
+    del world.units[world.bundle.predictor.unit.sha256]
+    with ServiceClient(service.url, service.token) as client:
+        with pytest.raises(NotFoundError):
+            Device(client, store, "tiny", planning="samplewise")
+        assert Device(client, store, "tiny").infer(samples[0]).planner == "none"
 
 
 def test_a_shared_unit_travels_once(service, store, worlds):
