@@ -105,12 +105,13 @@ def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
     reached_ms = np.cumsum(profile.block_ms)
     blocks = [
         [str(index), block.name, "x".join(map(str, block.output_shape)), f"{profile.block_ms[index]:.3f}"]
-        + [format_bytes(block.unit.size_bytes), f"{block.flops / 1e6:.1f}"]
+        + [f"{profile.block_std_ms[index]:.3f}", format_bytes(block.unit.size_bytes), f"{block.flops / 1e6:.1f}"]
         for index, block in enumerate(bundle.blocks)
     ]
     branches = [
         [branch.name, f"{branch.accuracy:.1%}", f"{reached_ms[branch.exit_index] + profile.branch_ms[branch.name]:.3f}"]
-        + [f"{profile.branch_ms[branch.name]:.3f}", format_bytes(branch.size_bytes)]
+        + [f"{profile.branch_ms[branch.name]:.3f}", f"{profile.branch_std_ms[branch.name]:.3f}"]
+        + [format_bytes(branch.size_bytes)]
         + ["+".join(map(str, branch.merged_neurons)) or "-"]
         for branch in sorted(bundle.branches, key=lambda branch: (branch.exit_index, branch.name))
     ]
@@ -120,13 +121,26 @@ def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
         _summary(directory, bundle)
         | {"profile": asdict(profile), "eliminated": [asdict(e) for e in bundle.eliminated]},
         _headline(directory, bundle),
+        *_planning(bundle),
         "",
-        table(["exit>", "block", "output", "ms>", "bytes>", "MFLOPs>"], blocks),
+        table(["exit>", "block", "output", "ms>", "+-ms>", "bytes>", "MFLOPs>"], blocks),
         "",
-        table(["branch", "accuracy>", "answers at ms>", "ms>", "bytes>", "neurons merged>"], branches),
+        table(["branch", "accuracy>", "answers at ms>", "ms>", "+-ms>", "bytes>", "neurons merged>"], branches),
         "",
         table(["eliminated", "accuracy>", "because it"], eliminated),
     )
+
+
+def _planning(bundle: Bundle) -> list[str]:
+    predictor = bundle.predictor
+    if predictor is None:
+        return []
+    chosen = "sample by sample" if predictor.pays else "with one plan for all samples"
+    gain = f"{100 * predictor.gain:+.2f} +-{100 * predictor.gain_error:.2f} points"
+    return [
+        f"planning sample by sample gains {gain} over the best plan for all, confidences foretold within "
+        f"{predictor.error:.3f}: devices plan {chosen}"
+    ]
 
 
 def infer(
