@@ -68,7 +68,14 @@ def run(directory: Path, exits: str, kills: int, report: Report) -> Figures:
     [profile] = bundle.profiles.values()
     branches = sorted(bundle.baselines[exits], key=lambda branch: branch.exit_index)
     horizon_ms = profile.single_exit_ms + sum(profile.branch_ms[branch.name] for branch in branches)
-    settings = {"profile": profile, "horizon_ms": horizon_ms, "kills": kills, "seed": 0, "report": report}
+    settings = {
+        "profile": profile,
+        "horizon_ms": horizon_ms,
+        "kills": kills,
+        "seed": 0,
+        "preempting": True,
+        "report": report,
+    }
     test = test_samples(bundle)
     said: Figures = {"horizon_ms": horizon_ms, "exits": len(branches) + 1, "kills": kills, "laws": {}}
     for law_name, distribution in laws(horizon_ms).items():

@@ -20,6 +20,7 @@ from meedge_ray.runtime.engine import Engine, Planner
 from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.search.inputs import Floats, Law
 from meedge_ray.train.curves import Curve, Scores, accuracy_curve, finite_time_curve, mean_accuracy
+from meedge_ray.train.preempting import Preemptor
 from meedge_ray.train.progress import Report
 from meedge_ray.train.samples import Samples
 
@@ -110,6 +111,7 @@ def run_under_kills(
     law: Law | None = None,
     kills: int,
     seed: int,
+    preempting: bool = False,
     report: Report,
 ) -> tuple[list[MethodResult], Kills]:
     """Run every contender on an engine of its own; equal ones share one and its result.
@@ -124,6 +126,8 @@ def run_under_kills(
         law: of the kill's time; None is the uniform one.
         kills: killed inferences a contender; as many more are let finish.
         seed: of the kill times.
+        preempting: another thread takes the processor away; otherwise the engine stops by its own clock, which is
+            exact to the microsecond.
         report: told the progress.
     """
     random = np.random.default_rng(seed)
@@ -131,10 +135,11 @@ def run_under_kills(
     times_ms = kill_times(random.permutation((np.arange(kills) + random.random(kills)) / kills), horizon_ms, law)
     victims = random.permutation(np.resize(np.arange(len(test)), kills))
     runners = {each: _Runner(directory, bundle, each, test) for each in contenders}
-    for done, part in enumerate(np.array_split(np.arange(kills), _ROUNDS)):
-        for runner in runners.values():
-            runner.kill(victims[part], times_ms[part], random)
-        report("evaluate", done + 1, _ROUNDS)
+    with Preemptor() as preemptor:
+        for done, part in enumerate(np.array_split(np.arange(kills), _ROUNDS)):
+            for runner in runners.values():
+                runner.kill(victims[part], times_ms[part], random, preemptor if preempting else None)
+            report("evaluate", done + 1, _ROUNDS)
     results = {each: runner.result(profile, horizon_ms, law) for each, runner in runners.items()}
     right = np.array([runners[each].right for each in contenders])
     return [results[each] for each in contenders], Kills(right, victims)
@@ -161,7 +166,13 @@ class _Runner:
         self._runs: list[tuple[Output, ...]] = []
         self.right: list[bool] = []
 
-    def kill(self, victims: NDArray[np.int64], times_ms: Floats, random: np.random.Generator) -> None:
+    def kill(
+        self,
+        victims: NDArray[np.int64],
+        times_ms: Floats,
+        random: np.random.Generator,
+        preemptor: Preemptor | None,
+    ) -> None:
         """Kill inferences at the given times, and let as many others finish to learn the times.
 
         In random order: a run is faster after a short one, whose units are still in the processor's cache, so both
@@ -172,7 +183,11 @@ class _Runner:
         for is_killed in killed:
             if is_killed:
                 index, time_ms = next(turn)
-                label = self._engine.infer(self._test.x[index], deadline_ms=float(time_ms)).label
+                sample = self._test.x[index]
+                if preemptor is None:
+                    label = self._engine.infer(sample, deadline_ms=float(time_ms)).label
+                else:
+                    label = self._engine.infer(sample, preemption=preemptor.after(float(time_ms))).label
                 self.right.append(label == self._test.y[index])
             else:
                 self._runs.append(self._engine.infer(self._test.x[random.integers(len(self._test))]).outputs)

@@ -1,9 +1,23 @@
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+from worlds import SHAPE, World
 
+from meedge_ray.api.elastic_model import Data
+from meedge_ray.domain.elastic import Bundle
 from meedge_ray.search.laws import histogram_law, normal_law
 from meedge_ray.train.curves import mean_accuracy
-from meedge_ray.train.killing import Kills, kill_times
+from meedge_ray.train.data import load_data
+from meedge_ray.train.killing import Contender, Kills, kill_times, run_under_kills
+from meedge_ray.train.preempting import Preemptor
+from meedge_ray.train.progress import silent
+
+SAMPLE = np.zeros(SHAPE, np.uint8)
 
 
 def test_the_error_of_a_difference_is_that_of_drawing_other_samples() -> None:
@@ -42,3 +56,59 @@ def test_the_mean_accuracy_under_a_law_is_that_of_its_kills() -> None:
         times = kill_times(shares, 8.0, law)
         at_hand = np.where(times < 1.0, 0.0, np.where(times < 2.5, 0.3, 0.8))
         assert mean_accuracy(curve, 8.0, law) == pytest.approx(at_hand.mean(), abs=1e-3)
+
+
+def test_a_preemption_is_tripped_when_its_time_has_come_and_not_before() -> None:
+    with Preemptor() as preemptor:
+        for wait_ms in (0.0, 3.0, 30.0):
+            start = time.perf_counter()
+            preemption = preemptor.after(wait_ms)
+            while preemption.at == math.inf:
+                assert time.perf_counter() - start < 10
+            assert (preemption.at - start) * 1e3 >= wait_ms
+
+
+def test_a_later_preemption_does_not_wait_for_an_earlier_one() -> None:
+    with Preemptor() as preemptor:
+        forgotten = preemptor.after(60_000)
+        preemption = preemptor.after(1)
+        start = time.monotonic()
+        while preemption.at == math.inf:
+            time.sleep(0.001)
+            assert time.monotonic() - start < 10
+        assert forgotten.at == math.inf
+
+
+def test_no_result_that_comes_after_the_processor_was_taken_counts(worlds: Callable[..., World]) -> None:
+    engine = worlds(blocks=40).engine()
+    whole_ms = statistics.median(engine.infer(SAMPLE).elapsed_ms for _ in range(20))
+    with Preemptor() as preemptor:
+        endings = set()
+        for wait_ms in np.linspace(0, 2 * whole_ms + 1, 200):
+            preemption = preemptor.after(wait_ms)
+            answer = engine.infer(SAMPLE, preemption=preemption)
+            endings.add(answer.ending)
+            assert (answer.label is None) == (answer.ending == "preempted")
+    assert endings == {"preempted", "completed"}
+
+
+def test_kills_by_another_thread_find_what_kills_by_the_clock_find(tiny: tuple[Path, Bundle]) -> None:
+    folder, bundle = tiny
+    [profile] = bundle.profiles.values()
+    branches = bundle.baselines["multi_exit_fc"]
+    found = []
+    for preempting in (False, True):
+        [result], _ = run_under_kills(
+            folder,
+            bundle,
+            [Contender(frozenset(branches))],
+            load_data(Data.model_validate(dict(bundle.data)), Path()).test,
+            profile=profile,
+            horizon_ms=100 * profile.single_exit_ms,  # long beside what waking a thread takes
+            kills=200,
+            seed=0,
+            preempting=preempting,
+            report=silent,
+        )
+        found.append(result.killed)
+    assert found[0] == pytest.approx(found[1], abs=0.1)
