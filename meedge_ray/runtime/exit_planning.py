@@ -154,6 +154,8 @@ class SamplewisePlanner:
         self.replan_ms = self._decision_ms()
         self._settings["replan_ms"] = self.replan_ms
         results = self._results
+        # No decision follows the final exit: what a plan adds there is taken off before.
+        results.conv_ms[-1] -= min(self.replan_ms, results.conv_ms[-1])
         first = search(results.conv_ms, results.branch_ms, results.accuracy, **self._settings)
         self._first = first.execute.tolist()
 

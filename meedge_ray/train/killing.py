@@ -215,7 +215,7 @@ class _Runner:
         return MethodResult(
             mae=float(weights @ np.array([mean_accuracy(curve, horizon_ms, law) for curve in curves])),
             killed=float(np.mean(self.right)),
-            final_accuracy=float(weights @ np.array([curve[-1][1] for curve in curves])),
+            final_accuracy=float(weights @ np.array([curve[-1][1] if curve else 0.0 for curve in curves])),
             resident_bytes=self._engine.resident_bytes,
             branches=self._engine.branches,
             outputs=float(weights @ np.array([len(sources) for sources in by_sources])),
