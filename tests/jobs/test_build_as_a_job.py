@@ -15,7 +15,7 @@ def job(manifest: Path, output: Path, **environment: str) -> "subprocess.Complet
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "meedge_ray.jobs.build", "--manifest", str(manifest), "--output", str(output)]
     return subprocess.run(
-        command, env=kept | environment, capture_output=True, text=True, timeout=120, check=False, cwd=manifest.parent
+        command, env=kept | environment, capture_output=True, text=True, timeout=600, check=False, cwd=manifest.parent
     )
 
 
