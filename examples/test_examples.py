@@ -42,7 +42,7 @@ def test_the_demo_shows_the_whole_path(tmp_path: Path) -> None:
     said = run(demo, "--manifest", "model.yaml", "--report", "report", "--kills", "300", cwd=tmp_path)
     assert "report/index.html" in said
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert set(report["methods"]) == {"single_exit", "multi_exit_fc", "branchynet", "spinn", "meedge"}
+    assert set(report["methods"]) == {"single_exit", "multi_exit_fc", "branchynet", "einet", "spinn", "meedge"}
     assert report["methods"]["meedge"]["mae"] > report["methods"]["single_exit"]["mae"]
     assert len(report["trace"]) == 8
     for change in report["trace"]:
