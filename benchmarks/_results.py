@@ -52,6 +52,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def status_bytes(field: str) -> int:
+    """Return one of this process's own figures of memory, such as VmHWM, the most that was ever resident."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -9,6 +9,9 @@ Three ways of training the same zoo for as many epochs on the same machine:
 The cost of the latter two is everything: caching features, reading them, validation, checkpoints. Branches and batches
 are seeded alike, so plain and own differ by rounding only.
 
+Shared convolutions are another network, so what they cost in accuracy is compared again where branches have settled:
+for more steps, at three exits.
+
 Memory is the largest resident set of a fresh process that cultivates the first exit under a declared limit, for data
 sets of one, two and four times as many samples.
 
@@ -18,7 +21,6 @@ Run: MEEDGE_SHARED=... python benchmarks/cultivation.py [--quick]; with a GPU it
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from _networks import NETWORKS, manifest
-from _results import write_results
+from _results import status_bytes, write_results
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,15 +64,19 @@ class Size:
     train_samples: int = 1536
     validation_samples: int = 1000
     epochs: int = 3
+    exits: tuple[int, ...] = tuple(range(10))
     sampled_an_exit: int = 2
     memory_samples: int = 2048
     zoo: Zoo = field(default_factory=Zoo)
 
 
+# A few dozen steps leave a branch anywhere: what sharing costs in accuracy shows only where branches have settled.
+LONGER = Size(train_samples=4096, epochs=5, exits=(1, 4, 8), sampled_an_exit=8)
 QUICK = Size(
     256,
     200,
     1,
+    (0, 9),
     1,
     256,
     Zoo.model_validate(
@@ -159,7 +165,7 @@ def main() -> None:
     size = QUICK if arguments.quick else Size()
     if arguments.worker is not None:
         _task(0, MAP, arguments.worker, size, "shared", memory=MEMORY).run(lambda *_: None)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(status_bytes("VmHWM"))  # not ru_maxrss: a new process inherits its parent's
         return
     figures: dict[str, Any] = {}
     if training_device().type != "cpu":
@@ -168,6 +174,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(figures))
         return
+    figures["settled"] = _settled(replace(QUICK, exits=(0,)) if arguments.quick else LONGER)
     figures["memory"] = _memory(size, *(["--quick"] if arguments.quick else []))
     _show(figures)
     if not arguments.quick:
@@ -184,8 +191,7 @@ def _measured(size: Size) -> dict[str, Any]:
         for piece in chain.pieces:
             piece.module.to(training_device())
         plain = Plain(chain, dataset, size)
-        exits = range(chain.exit_count)
-        choices = {exit_index: zoo_branches(size.zoo, chain.map_shape(exit_index)) for exit_index in exits}
+        choices = {index: zoo_branches(size.zoo, chain.map_shape(index)) for index in size.exits}
         plain_s = _plain_seconds(plain, choices, size)
         grown = {way: _cultivated(chain, work, size, way) for way in ("own", "shared")}
         sampled = _sampled(choices, size)
@@ -210,6 +216,31 @@ def _measured(size: Size) -> dict[str, Any]:
     return figures
 
 
+def _settled(size: Size) -> dict[str, Any]:
+    """Compare branches over a shared convolution with branches trained alone, for longer and at a few exits."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        chain, dataset = _network(work, size)
+        cache_features(chain, dataset, work / "features", silent)
+        for piece in chain.pieces:
+            piece.module.to(training_device())
+        plain = Plain(chain, dataset, size)
+        _, accuracies = _cultivated(chain, work, size, "shared")
+        sampled = _sampled({index: zoo_branches(size.zoo, chain.map_shape(index)) for index in size.exits}, size)
+        alone = np.array([plain.accuracy(*branch) for branch in sampled])
+    names = [branch_name(exit_index, *choice) for exit_index, choice in sampled]
+    points = 100 * (np.array([accuracies[name] for name in names]) - alone)
+    return {
+        "train_samples": size.train_samples,
+        "epochs": size.epochs,
+        "exits": size.exits,
+        "plain_accuracy": float(alone.mean()),
+        "shared_points": float(points.mean()),
+        "shared_points_error": float(points.std() / np.sqrt(len(points))),
+        "shared_points_a_branch": dict(zip(names, points.tolist(), strict=True)),
+    }
+
+
 def _network(work: Path, size: Size) -> tuple[Chain, Dataset]:
     name = "resnet20-cifar10"
     network = replace(NETWORKS[name], build=replace(NETWORKS[name].build, train_samples=size.train_samples))
@@ -217,7 +248,9 @@ def _network(work: Path, size: Size) -> tuple[Chain, Dataset]:
     spec = declared.model.spec
     dataset = load_data(spec.data, declared.base_dir)
     model = load_model(spec.model, input_shape=SHAPE, classes=CLASSES, base_dir=declared.base_dir)
-    validation: Samples = dataset.validation[: size.validation_samples]
+    # From everywhere: files are often sorted by class.
+    spread = np.linspace(0, len(dataset.validation) - 1, size.validation_samples).astype(np.int64)
+    validation: Samples = dataset.validation[spread]
     return partition(model, SHAPE), replace(dataset, validation=validation)
 
 
@@ -235,7 +268,7 @@ def _plain_seconds(plain: Plain, choices: dict[int, list[Choice]], size: Size) -
 
 def _cultivated(chain: Chain, work: Path, size: Size, way: str) -> tuple[float, dict[str, float]]:
     seconds, accuracies = 0.0, {}
-    for exit_index in range(chain.exit_count):
+    for exit_index in size.exits:
         shape = chain.map_shape(exit_index)
         task = _task(exit_index, shape, work, size, way)
         start = time.perf_counter()
@@ -337,6 +370,11 @@ def _show(figures: dict[str, Any]) -> None:
                     "-" if points is None else f"{points:+.2f}",
                 )
             )
+    settled = figures["settled"]
+    schedule = f"{settled['train_samples']} samples, {settled['epochs']} epochs, exits {settled['exits']}"
+    points = f"{settled['shared_points']:+.2f} +-{settled['shared_points_error']:.2f} points"
+    count = len(settled["shared_points_a_branch"])
+    print(f"{schedule}: shared {points} beside {count} branches alone at {settled['plain_accuracy']:.1%}")
     memory = figures["memory"]
     for samples, peak in memory["peak_rss_bytes"].items():
         print(f"{samples} samples under {memory['declared']}: at most {peak / 2**20:.0f} MiB resident")

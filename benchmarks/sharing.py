@@ -23,7 +23,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from _cifar import CLASSES, resnet20_features
-from _results import RESULTS, write_results
+from _results import RESULTS, status_bytes, write_results
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -240,11 +240,6 @@ def from_here_bytes() -> int:
 def peak_bytes() -> int:
     # Not ru_maxrss: a new process inherits its parent's.
     return status_bytes("VmHWM")
-
-
-def status_bytes(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
 
 
 def alone(work: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
