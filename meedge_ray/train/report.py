@@ -23,8 +23,8 @@ LOOKS = {  # name in pictures, colour, line
     "multi_exit_fc": ("multi-exit, one FC each", "#E69F00", "-."),
     "spinn": ("SPINN", "#0072B2", ":"),
     "branchynet": ("BranchyNet", "#009E73", (0, (4, 1, 1, 1, 1, 1))),
-    "einet": ("EINet's exits, all run", "#CC79A7", (0, (6, 2))),
-    "trained_together": ("its own exits, all run", "#56B4E9", (0, (1, 1))),
+    "einet": ("EINet's exits", "#CC79A7", (0, (6, 2))),
+    "trained_together": ("its own exits", "#56B4E9", (0, (1, 1))),
     "meedge": ("meedge-ray", "#D55E00", "-"),
 }
 _PREDICTED = "#777777"
@@ -162,7 +162,8 @@ def _equal_memory(evaluation: Evaluation) -> Figure:
     places = []
     for place, (name, comparison) in enumerate(evaluation.comparisons.items()):
         label, color, _ = LOOKS[name]
-        places.append(f"{label}\n{format_bytes(comparison.memory_bytes)}")
+        wrapped = label.replace(", ", ",\n")
+        places.append(f"{wrapped}\n{format_bytes(comparison.memory_bytes)}")
         pair = ((evaluation.methods[name], color), (comparison.ours, ours_color))
         for offset, (method, bar_color) in zip((-0.2, 0.2), pair, strict=True):
             axes.bar(place + offset, method.killed, width=0.38, color=bar_color)
