@@ -56,13 +56,14 @@ class Evaluation:
     """Everything measured; `over_memory` uses the profile's times, `methods` the times of this run.
 
     In `methods` each has the memory it takes and "meedge" the memory asked for; `comparisons` holds ours beside each
-    of the others, by their name.
+    of the others, by their name. `distribution` is the law of the kill's time, empty for the uniform one.
     """
 
     model: str
     architecture: str
     memory_bytes: int
     horizon_ms: float
+    distribution: Mapping[str, Any]
     device_type: str
     test_samples: int
     kills_per_method: int
@@ -128,6 +129,7 @@ def evaluate(
         architecture=bundle.architecture,
         memory_bytes=memory_bytes,
         horizon_ms=placer.horizon_ms,
+        distribution=distribution.model_dump(mode="json", exclude_none=True),
         device_type=placer.device_type,
         test_samples=len(test),
         kills_per_method=kills,

@@ -81,7 +81,7 @@ _FINITE_TIME = (
     "original network's end. The figures are means over the horizon."
 )
 _KILLS = (
-    "Inferences killed on the running engine at times drawn uniformly over the horizon: how many had the right result "
+    "Inferences killed on the running engine at times drawn within the horizon: how many had the right result "
     "at hand, beside what was predicted from unit times and exit accuracies."
 )
 _EQUAL_MEMORY = (
@@ -262,6 +262,7 @@ def _page(folder: Path, evaluation: Evaluation, captions: Mapping[str, str]) -> 
         "device type": evaluation.device_type,
         "memory budget": format_bytes(evaluation.memory_bytes),
         "horizon": f"{evaluation.horizon_ms:.3f} ms",
+        "kills come": json.dumps(evaluation.distribution) if evaluation.distribution else "at any time alike",
         "test samples": evaluation.test_samples,
         "kills a method": evaluation.kills_per_method,
     }

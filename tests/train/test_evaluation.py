@@ -52,6 +52,8 @@ def test_kills_that_come_late_find_more(tiny: tuple[Path, Bundle], measured: Eva
     )
     found = evaluate(tiny[0], memory_bytes=2**20, horizon_ms=horizon_ms, distribution=late, kills=400)
     assert found.methods["single_exit"].mae > measured.methods["single_exit"].mae + 0.3
+    assert found.distribution["histogram"]["probabilities"] == [0, 1]
+    assert measured.distribution == {}
     assert found.methods["single_exit"].killed > measured.methods["single_exit"].killed + 0.2
 
 
