@@ -43,24 +43,8 @@ void meedge_release(Py_buffer *views, int number)
 
 /* ---- cover.uncovered ------------------------------------------------------------------------------- */
 
-typedef struct {
-    const int64_t *order;
-    const double *spent, *value, *accuracy, *low, *high;
-    const uint64_t *used;
-    double *loss;
-    unsigned char *keep;
-    Py_ssize_t count;
-    double top, steepness, allowed;
-} Labels;
-
-/* The labels still compared with, packed so that a scan reads memory in one run. `delay` is what each loses
- * per ms that it is later than the label it stands for. */
-typedef struct {
-    double *spent, *value, *accuracy, *low, *high, *delay;
-    uint64_t *used;
-    int64_t *index;
-    Py_ssize_t count;
-} Pool;
+typedef MeedgeLabels Labels;
+typedef MeedgePool Pool;
 
 enum { BLOCK = 32 };
 
@@ -171,8 +155,25 @@ INLINE void enter(const Labels *labels, int64_t i, Pool *pool)
     pool->count = to + 1;
 }
 
+Pool meedge_pool(void *space, Py_ssize_t room)
+{
+    double *columns = space;
+    const Pool pool = {
+        .spent = columns,
+        .value = columns + room,
+        .accuracy = columns + 2 * room,
+        .low = columns + 3 * room,
+        .high = columns + 4 * room,
+        .delay = columns + 5 * room,
+        .used = (uint64_t *)(columns + 6 * room),
+        .index = (int64_t *)(columns + 7 * room),
+        .count = 0,
+    };
+    return pool;
+}
+
 WIDE
-static void keep_uncovered(const Labels *labels, Pool *pool)
+void meedge_keep_uncovered(const Labels *labels, Pool *pool)
 {
     for (Py_ssize_t place = 0; place < labels->count; place++) {
         const int64_t i = labels->order[place];
@@ -214,7 +215,7 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
         {"accuracy", "d", 8, 0, 0}, {"low", "d", 8, 0, 0}, {"high", "d", 8, 0, 0},
         {"used", "LQ", 8, 0, 0}, {"loss", "d", 8, 0, 1}, {"keep", "?", 1, 0, 1},
     };
-    enum { VIEWS = 9, NUMBERS = 3, COLUMNS = 8, ITEM = 8 };
+    enum { VIEWS = 9, NUMBERS = 3, ITEM = 8 };
     if (nargs != VIEWS + NUMBERS) {
         return PyErr_Format(PyExc_TypeError, "uncovered() takes %d arguments, got %zd", VIEWS + NUMBERS, nargs);
     }
@@ -235,12 +236,13 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
         PyErr_SetString(PyExc_ValueError, "order: not a permutation");
         return NULL;
     }
-    char *space = count > PY_SSIZE_T_MAX / (COLUMNS * ITEM) ? NULL : PyMem_RawMalloc((size_t)count * COLUMNS * ITEM + 1);
+    char *space = count > PY_SSIZE_T_MAX / (POOL_COLUMNS * ITEM)
+                      ? NULL
+                      : PyMem_RawMalloc((size_t)count * POOL_COLUMNS * ITEM + 1);
     if (space == NULL) {
         meedge_release(views, VIEWS);
         return PyErr_NoMemory();
     }
-    const size_t column = (size_t)count * ITEM;
     const Labels labels = {
         .order = views[0].buf,
         .spent = views[1].buf,
@@ -256,19 +258,9 @@ static PyObject *uncovered(PyObject *Py_UNUSED(module), PyObject *const *args, P
         .steepness = numbers[1],
         .allowed = numbers[2],
     };
-    Pool pool = {
-        .spent = (double *)space,
-        .value = (double *)(space + column),
-        .accuracy = (double *)(space + 2 * column),
-        .low = (double *)(space + 3 * column),
-        .high = (double *)(space + 4 * column),
-        .delay = (double *)(space + 5 * column),
-        .used = (uint64_t *)(space + 6 * column),
-        .index = (int64_t *)(space + 7 * column),
-        .count = 0,
-    };
+    Pool pool = meedge_pool(space, count);
     Py_BEGIN_ALLOW_THREADS
-    keep_uncovered(&labels, &pool);
+    meedge_keep_uncovered(&labels, &pool);
     Py_END_ALLOW_THREADS
     PyMem_RawFree(space);
     meedge_release(views, VIEWS);
@@ -283,6 +275,7 @@ static PyMethodDef methods[] = {
     {"plan_exits", (PyCFunction)(void (*)(void))meedge_plan_exits, METH_FASTCALL, meedge_plan_exits_doc},
     {"value_exits", (PyCFunction)(void (*)(void))meedge_value_exits, METH_FASTCALL, meedge_value_exits_doc},
     {"hybrid_exits", (PyCFunction)(void (*)(void))meedge_hybrid_exits, METH_FASTCALL, meedge_hybrid_exits_doc},
+    {"plan_by_law", (PyCFunction)(void (*)(void))meedge_plan_by_law, METH_FASTCALL, meedge_plan_by_law_doc},
     {"predict_confidences", (PyCFunction)(void (*)(void))meedge_predict_confidences, METH_FASTCALL,
      meedge_predict_confidences_doc},
     {NULL, NULL, 0, NULL},

@@ -33,6 +33,32 @@ typedef struct {
 int meedge_borrow(PyObject *const *objects, Py_buffer *views, const Wanted *wanted, int number);
 void meedge_release(Py_buffer *views, int number);
 
+/* What cover.uncovered is given. */
+typedef struct {
+    const int64_t *order;
+    const double *spent, *value, *accuracy, *low, *high;
+    const uint64_t *used;
+    double *loss;
+    unsigned char *keep;
+    Py_ssize_t count;
+    double top, steepness, allowed;
+} MeedgeLabels;
+
+/* The labels still compared with, packed so that a scan reads memory in one run. `delay` is what each loses
+ * per ms that it is later than the label it stands for. */
+typedef struct {
+    double *spent, *value, *accuracy, *low, *high, *delay;
+    uint64_t *used;
+    int64_t *index;
+    Py_ssize_t count;
+} MeedgePool;
+
+enum { POOL_COLUMNS = 8 }; /* of 8 bytes */
+
+/* Defined in _kernels.c: an empty pool in a space of so many columns; cover.uncovered, which fills `keep`. */
+MeedgePool meedge_pool(void *space, Py_ssize_t room);
+void meedge_keep_uncovered(const MeedgeLabels *labels, MeedgePool *pool);
+
 /* Defined in _hpf.c. */
 PyObject *meedge_search_tree(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_search_tree_doc[];
@@ -42,6 +68,10 @@ PyObject *meedge_plan_exits(PyObject *module, PyObject *const *args, Py_ssize_t 
 PyObject *meedge_value_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 PyObject *meedge_hybrid_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_plan_exits_doc[], meedge_value_exits_doc[], meedge_hybrid_exits_doc[];
+
+/* Defined in _exit_labels.c. */
+PyObject *meedge_plan_by_law(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern const char meedge_plan_by_law_doc[];
 
 /* Defined in _predictor.c. */
 PyObject *meedge_predict_confidences(PyObject *module, PyObject *const *args, Py_ssize_t nargs);

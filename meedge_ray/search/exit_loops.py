@@ -1,4 +1,4 @@
-"""The loops of the exit planners in NumPy: the reference of what is compiled for the uniform law, and all other laws.
+"""The loops of the exit planners in NumPy: the reference of what is compiled.
 
 **The uniform law** (`best_uniform`). A result no better than the best so far only delays others, so the results of
 a best plan rise. Fix the last branch l with confidence z. Every branch i run before it takes b_i of what z is worth, so
@@ -16,12 +16,14 @@ from itertools import combinations
 
 import numpy as np
 
+from meedge_ray.search import native
 from meedge_ray.search.cover import uncovered
 from meedge_ray.search.exit_inputs import Booleans, Exits
 from meedge_ray.search.inputs import UNBOUNDED, Floats, Integers
 from meedge_ray.search.outputs import MEANT_GAIN
 
 _BATCH = 1 << 14  # plans valued at once
+_TIMES = 1 << 12  # that a law is asked at once
 
 
 def values(exits: Exits, plans: Booleans) -> Floats:
@@ -73,9 +75,15 @@ def best_by_law(exits: Exits) -> Booleans:
     """Return the best plan of the exits ahead under any law."""
     reach, cost, confidence = exits.reach, exits.cost, exits.confidence[exits.start :]
     alone = reach + cost
-    earliest = np.append(np.minimum.accumulate(alone[::-1])[::-1][1:], 0.0)
-    top = np.append(np.maximum.accumulate(confidence[::-1])[::-1][1:], 0.0)
+    earliest = np.append(np.minimum.accumulate(alone[::-1])[::-1], 0.0)[1:]  # of all further exits
+    top = np.append(np.maximum.accumulate(confidence[::-1])[::-1], 0.0)[1:]
     steepness = UNBOUNDED if exits.law is None else min(UNBOUNDED, exits.law.steepness * exits.horizon_ms)
+    plan = np.zeros(len(reach), dtype=np.bool_)
+    if native.kernels is not None:
+        arrays = (reach, cost, confidence, earliest, top, plan, np.empty(_TIMES))
+        numbers = (exits.best_confidence, _value_at_hand(exits), steepness)
+        native.kernels.plan_by_law(*arrays, exits.chance, *numbers)
+        return plan
     spent, value, accuracy = np.zeros(1), np.array([_value_at_hand(exits)]), np.array([exits.best_confidence])
     node, parents, outputs = np.zeros(1, np.int64), [0], [-1]  # of the tree of plans; node 0 is the empty one
     for exit_ in np.flatnonzero(confidence > exits.best_confidence).tolist():
@@ -96,12 +104,11 @@ def best_by_law(exits: Exits) -> Booleans:
         accuracy = np.concatenate((accuracy, np.full(len(which), confidence[exit_])))
         keep = _needed(spent, value, accuracy, ahead, float(top[exit_]), steepness)
         spent, value, accuracy, node = spent[keep], value[keep], accuracy[keep], node[keep]
-    plan = np.zeros(len(reach), dtype=np.bool_)
     step = int(node[value.argmax()])
     while step:
         plan[outputs[step]] = True
         step = parents[step]
-    return _stripped(exits, plan)
+    return plan
 
 
 def search_hybrid(exits: Exits, outputs: int) -> Booleans:

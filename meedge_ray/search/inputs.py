@@ -190,8 +190,12 @@ def _vectorised(survival: Callable[[Any], Any], times: Floats) -> Law:
         whole = np.shape(survival(times)) == times.shape
     except (TypeError, ValueError):
         whole = False
-    if whole:
-        return Law(lambda times: np.asarray(survival(times), dtype=np.float64))
+
+    def at_once(times: Floats) -> Floats:
+        chances = np.ascontiguousarray(survival(times), dtype=np.float64)
+        if chances.shape != times.shape:
+            raise InvalidInputError(f"of times {times.shape} it gives chances {chances.shape}", where="survival")
+        return chances
 
     def one_by_one(times: Floats) -> Floats:
         try:
@@ -199,7 +203,7 @@ def _vectorised(survival: Callable[[Any], Any], times: Floats) -> Law:
         except (TypeError, ValueError, ArithmeticError) as error:
             raise InvalidInputError(f"cannot be evaluated: {error}", where="survival") from None
 
-    return Law(one_by_one)
+    return Law(at_once if whole else one_by_one)
 
 
 def read_members(members: Sequence[int] | Integers, count: int) -> Integers:

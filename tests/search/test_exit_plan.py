@@ -1,6 +1,7 @@
 """Exit plans against brute force: every plan of few exits, valued by the definition."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ from meedge_ray.search.exit_plan import (
     random_search,
     static_plan,
 )
+from meedge_ray.search.inputs import Floats
 from meedge_ray.search.laws import histogram_law, normal_law
 
 Law = Callable[[float], float]
@@ -142,6 +144,30 @@ def test_the_compiled_planners_and_their_twins_agree_to_the_bit(situation: dict[
         assert all_of_them() == compiled
 
 
+def wavy(times_ms: Floats, horizon_ms: float) -> Floats:
+    """A law as steep in places as it is flat in others, so that many plans stay possible."""
+    share = np.clip(times_ms / horizon_ms, 0, 1)
+    wave: Floats = 1 - share + np.sin(12 * np.pi * share) / 40
+    return wave
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 25))
+def test_the_compiled_planner_of_any_law_and_its_twin_agree_to_the_bit(seed: int, count: int) -> None:
+    conv_ms, branch_ms, confidence = np.random.default_rng(seed).random((3, count))
+    horizon_ms = float(conv_ms.sum() + branch_ms.sum())
+    confidence.sort()
+
+    def planned() -> tuple[float, list[bool]]:
+        plan = plan_exits(conv_ms, branch_ms, confidence, survival=partial(wavy, horizon_ms=horizon_ms))
+        return plan.expectation, plan.execute.tolist()
+
+    compiled = planned()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "kernels", None)
+        assert planned() == compiled
+
+
 @settings(max_examples=100)
 @given(situation=situations(most=40), seed=st.integers(0, 99))
 def test_no_other_search_finds_a_better_plan(situation: dict[str, Any], seed: int) -> None:
@@ -223,6 +249,27 @@ def test_what_cannot_be_used_is_refused_by_name(
             with pytest.raises(InvalidInputError) as refusal:
                 call(**arguments)
             assert refusal.value.where == argument
+
+
+@compiled_or_not
+def test_a_law_that_fails_in_the_middle_is_said_and_nothing_breaks(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "kernels", None)
+
+    def short(times: Any) -> Any:
+        return np.ones(1) if 1 < np.size(times) < 100 else np.ones_like(times)
+
+    def broken(times: Any) -> Any:
+        if np.size(times) < 100:
+            raise ZeroDivisionError
+        return np.ones_like(times)
+
+    with pytest.raises(InvalidInputError, match=r"of times \(3,\) it gives chances \(1,\)"):
+        plan_exits(**GOOD, survival=short)
+    with pytest.raises(ZeroDivisionError):
+        plan_exits(**GOOD, survival=broken)
 
 
 def test_a_plan_or_a_number_of_outputs_that_cannot_be_used_is_refused_by_name() -> None:
