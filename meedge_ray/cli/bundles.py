@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +11,11 @@ import numpy as np
 import typer
 
 from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store, verify_units
-from meedge_ray.cli.distribution import Distribution, distribution_field, read_distribution
+from meedge_ray.cli.distribution import Distribution, read_distribution
 from meedge_ray.cli.extras import extra
+from meedge_ray.cli.fields import as_options
 from meedge_ray.cli.output import Bars, Format, emit, table
+from meedge_ray.cli.planning import Plan, Planning
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
 from meedge_ray.domain.quantity import format_bytes, parse_bytes
@@ -33,14 +34,6 @@ Output = Annotated[Format, typer.Option("-o", "--output", help="how to answer")]
 Horizon = Annotated[
     float | None, typer.Option(min=0.0, help="span in ms in which the kill may come [default: 1.25 x single exit]")
 ]
-
-
-class Plan(StrEnum):
-    """Which resident branches run."""
-
-    AUTO = "auto"
-    STATIC = "static"
-    SAMPLEWISE = "samplewise"
 
 
 def build(
@@ -148,12 +141,7 @@ def infer(
     memory: Memory,
     sample: Annotated[Path, typer.Option("--input", help="one raw sample as .npy, as the data set stores it")],
     deadline_ms: Annotated[float | None, typer.Option(min=0.0, help="return what is at hand by then")] = None,
-    plan: Annotated[
-        Plan,
-        typer.Option(
-            help="which resident branches run: the best fixed plan, one for the sample, or the better of both"
-        ),
-    ] = Plan.AUTO,
+    plan: Planning = Plan.AUTO,
     form: Output = Format.TEXT,
 ) -> None:
     """Answer one sample with the placement that fits the memory, by the deadline.
@@ -166,9 +154,10 @@ def infer(
     engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
     branches = [branch for branch in bundle.branches if branch.name in placement.branches]
     predictor = load_predictor(store, bundle)
-    planner = planner_for(
-        plan.value, bundle, placer.profile, branches, predictor, horizon_ms=placer.horizon_ms, law=placer.law
-    )
+    with as_options():
+        planner = planner_for(
+            plan.value, bundle, placer.profile, branches, predictor, horizon_ms=placer.horizon_ms, law=placer.law
+        )
     engine.place(branches, unit_reader(store), planner)
     raw = _read_sample(sample)
     engine.infer(raw)  # the first run after loading is slower than a device that is at work
@@ -209,7 +198,7 @@ def evaluate(
         from meedge_ray.train.evaluation import evaluate as measure
         from meedge_ray.train.report import write_report
 
-        try:
+        with as_options(distribution):
             measured = measure(
                 directory,
                 memory_bytes=budget_bytes,
@@ -218,9 +207,6 @@ def evaluate(
                 kills=kills,
                 report=bars,
             )
-        except InvalidInputError as error:
-            where = distribution_field(error.where, distribution)
-            raise type(error)(error.what, where=where, do=error.do) from None
     shown = []
     if report is not None:
         write_report(report, measured)

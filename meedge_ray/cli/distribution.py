@@ -44,8 +44,3 @@ def read_distribution(path: Path | None) -> TimeDistribution:
         what = first["msg"].removeprefix("Value error, ")
         where = f"{path}: {field}" if field else str(path)
         raise InvalidInputError(what, where=where, do=f"Write it like {_EXAMPLES}") from error
-
-
-def distribution_field(where: str, path: Path | None) -> str:
-    """Return what an error of the floors below calls a field, with the file it is in if it is a law's."""
-    return f"{path}: {where.removeprefix('distribution.')}" if where.startswith("distribution.") else where

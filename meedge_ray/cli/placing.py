@@ -12,7 +12,8 @@ from meedge_ray.api.serving import Score
 from meedge_ray.bundle.manifest import read_bundle
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.cli.bundles import Directory, Horizon, Memory, Output
-from meedge_ray.cli.distribution import Distribution, distribution_field, read_distribution
+from meedge_ray.cli.distribution import Distribution, read_distribution
+from meedge_ray.cli.fields import as_options
 from meedge_ray.cli.output import Format, emit, table
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
@@ -20,14 +21,6 @@ from meedge_ray.domain.placement import Placement
 from meedge_ray.domain.quantity import format_bytes, parse_bytes, parse_number
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.sending import Fetching, Sending
-
-# What the floors below call fields.
-_OPTIONS = {
-    "latency_budget_ms": "--latency-ms",
-    "memory_bytes": "--memory",
-    "horizon_ms": "--horizon-ms",
-    "method": "--method",
-}
 
 
 class Method(StrEnum):
@@ -65,7 +58,7 @@ def place(
     law = read_distribution(distribution)
     if score is not None and method is not Method.HPF:
         raise InvalidInputError("a score belongs to HPF", where="--score", do="Add --method hpf")
-    try:
+    with as_options(distribution):
         placer = Placer(bundle, device_type=device_type, horizon_ms=horizon_ms, distribution=law)
         sending = _sending(fetching, latency_ms, rate)
         if method is Method.HPF:
@@ -74,8 +67,6 @@ def place(
             placement = placer.place_in_time(budget_bytes, sending)
         else:
             placement = placer.place(budget_bytes)
-    except InvalidInputError as error:
-        raise type(error)(error.what, where=_option(error.where, distribution), do=error.do) from None
     emit(form, *_shown(bundle, placement, fetching, sending))
 
 
@@ -100,10 +91,6 @@ def _sending(fetching: Fetching, latency_ms: float | None, rate: str | None) -> 
     if rate_bps < 1:
         raise InvalidInputError("must be at least 1 bit per second", where="--rate")
     return Sending(fetching=fetching, latency_budget_ms=latency_ms, rate_bps=rate_bps)
-
-
-def _option(where: str, distribution: Path | None) -> str:
-    return _OPTIONS.get(where) or distribution_field(where, distribution)
 
 
 def _shown(

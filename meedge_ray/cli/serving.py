@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meedge_ray.bundle.manifest import read_bundle
+from meedge_ray.bundle.manifest import read_bundle, unit_store
+from meedge_ray.cli.bundles import Horizon
+from meedge_ray.cli.distribution import Distribution, read_distribution
 from meedge_ray.cli.extras import extra
+from meedge_ray.cli.fields import as_options
 from meedge_ray.cli.output import Format, emit
+from meedge_ray.cli.planning import Plan, Planning
+from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.domain.quantity import parse_bytes
+from meedge_ray.runtime.exit_planning import planner_for
+from meedge_ray.runtime.loading import load_predictor
 from meedge_ray.runtime.placing import Placer
 
 if TYPE_CHECKING:
@@ -32,6 +39,9 @@ def serve(
         typer.Option(help="give every edge node that joins a device of the first model, with this memory"),
     ] = None,
     cache_dir: Annotated[str, typer.Option(help="where a device keeps its units")] = "~/.cache/meedge",
+    plan: Planning = Plan.AUTO,
+    horizon_ms: Horizon = None,
+    distribution: Distribution = None,
     form: Annotated[Format, typer.Option("-o", "--output", help="how to answer")] = Format.TEXT,
 ) -> None:
     """Serve bundles' placements and units over HTTP, until it is stopped.
@@ -41,15 +51,21 @@ def serve(
 
     Example: meedge serve digits --memory 1200Ki
     """
+    memory_bytes = None if memory is None else parse_bytes(memory, where="--memory")
+    bundle, law = read_bundle(directories[0]), read_distribution(distribution)
+    if memory_bytes is None:
+        _refuse_without_devices(plan, horizon_ms, distribution)
+    else:  # refuse here what every device would refuse later
+        with as_options(distribution):
+            placer = Placer(bundle, horizon_ms=horizon_ms, distribution=law)
+            placer.place(memory_bytes)
+            predictor = load_predictor(unit_store(directories[0]), bundle)
+            planner_for(plan.value, bundle, placer.profile, (), predictor, horizon_ms=placer.horizon_ms, law=placer.law)
     with extra("ray"):
         from meedge_ray.actors.cluster import LOOPBACK, cluster
         from meedge_ray.actors.device import DeviceSettings
         from meedge_ray.actors.fleet import start_fleet, stop_fleet
         from meedge_ray.actors.serving import run_service, stop_service
-    memory_bytes = None if memory is None else parse_bytes(memory, where="--memory")
-    bundle = read_bundle(directories[0])
-    if memory_bytes is not None:
-        Placer(bundle).place(memory_bytes)  # refuses here what every device would refuse later
     given = os.environ.get("MEEDGE_TOKEN")
     token = given or secrets.token_urlsafe(32)
     with ExitStack() as stack:
@@ -59,7 +75,14 @@ def serve(
         if memory_bytes is not None:
             start_fleet(
                 DeviceSettings(
-                    base_url=url, token=token, model=bundle.model, cache_dir=cache_dir, memory_bytes=memory_bytes
+                    base_url=url,
+                    token=token,
+                    model=bundle.model,
+                    cache_dir=cache_dir,
+                    memory_bytes=memory_bytes,
+                    planning=plan.value,
+                    horizon_ms=horizon_ms,
+                    distribution=law,
                 )
             )
             stack.callback(stop_fleet)
@@ -77,6 +100,17 @@ def serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         stopped.wait()
+
+
+def _refuse_without_devices(plan: Plan, horizon_ms: float | None, distribution: Path | None) -> None:
+    given = {
+        "--plan": plan is not Plan.AUTO,
+        "--horizon-ms": horizon_ms is not None,
+        "--distribution": distribution is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise InvalidInputError("is for devices, and none is given one", where=option, do="Add --memory")
 
 
 def _join_command(joined: "Cluster") -> str:

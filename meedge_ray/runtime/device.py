@@ -1,11 +1,12 @@
 """One model kept answering under a changing memory budget."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from meedge_ray.api.serving import PlacementRequest, PlacementResponse
+from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.bundle.manifest import bundle_sha256, bundle_units
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.answer import Answer
@@ -13,6 +14,7 @@ from meedge_ray.domain.elastic import Branch, Bundle, bytes_of, units_of
 from meedge_ray.domain.errors import (
     BudgetError,
     IntegrityError,
+    InvalidInputError,
     MeedgeError,
     NotFoundError,
     UnavailableError,
@@ -29,13 +31,16 @@ from meedge_ray.search.predictor import ConfidencePredictor
 
 Source = Literal["service", "local"]
 
+_NO_PLANNER = "none"  # as answers call it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:
     """What a device does now.
 
     `memory_bytes` is the budget, None before the first; `resident_bytes` counts the units loaded. `source` says
-    who chose the resident branches; where the service did not, `problem` says why.
+    who chose the resident branches; where the service did not, `problem` says why. `planning` is what was asked for,
+    `planner` what chooses among the resident branches now: "static", "samplewise", or "none", which runs all of them.
     """
 
     model: str
@@ -45,6 +50,8 @@ class DeviceStatus:
     resident_bytes: int
     process_rss_bytes: int
     branches: tuple[str, ...]
+    planning: Planning
+    planner: str
     expectation: float
     units_held: int
     fetched_bytes: int
@@ -83,6 +90,7 @@ class Device:
         *,
         device_type: str | None = None,
         horizon_ms: float | None = None,
+        distribution: TimeDistribution = UNIFORM,
         latency_budget_ms: float | None = None,
         planning: Planning = "auto",
         threads: int = 1,
@@ -95,6 +103,7 @@ class Device:
             model: the served model's name.
             device_type: whose profile counts; None takes the only one there is.
             horizon_ms: the span in which the kill may come; None takes the default.
+            distribution: the law of the kill's time, which placements and plans are chosen for.
             latency_budget_ms: time until a new placement must be complete, asked for once the link's rate is known.
             planning: which resident branches an inference runs, see `planner_for`.
             threads: threads one unit may use.
@@ -103,11 +112,16 @@ class Device:
             UnavailableError: the service is away and the cache does not hold the backbone.
             MeedgeError: the service refuses, or the model cannot be run.
         """
+        if planning not in get_args(Planning):
+            raise InvalidInputError(
+                f"{planning!r} is no way to plan", where="planning", do=f"Give one of {', '.join(get_args(Planning))}"
+            )
         self.model = model
         self._cache = Cache(client, store)
         self._device_type, self._horizon_ms = device_type, horizon_ms
-        self._latency_budget_ms = latency_budget_ms
+        self._distribution, self._latency_budget_ms = distribution, latency_budget_ms
         self._planning: Planning = planning
+        self._planner_name = _NO_PLANNER
         self._threads = threads
         self._control = Lock()
         self._running = self._loaded(self._cache.bundle(model))
@@ -156,6 +170,8 @@ class Device:
             resident_bytes=running.engine.resident_bytes,
             process_rss_bytes=rss_bytes(),
             branches=branches,
+            planning=self._planning,
+            planner=self._planner_name,
             expectation=running.placer.expectation(branches),
             units_held=len(self._held(running.bundle)),
             fetched_bytes=self._cache.fetched_bytes,
@@ -164,7 +180,9 @@ class Device:
         )
 
     def _loaded(self, bundle: Bundle) -> _Running:
-        placer = Placer(bundle, device_type=self._device_type, horizon_ms=self._horizon_ms)
+        placer = Placer(
+            bundle, device_type=self._device_type, horizon_ms=self._horizon_ms, distribution=self._distribution
+        )
         engine = Engine(
             bundle.input,
             [self._cache.ensure(block.unit) for block in bundle.blocks],
@@ -210,7 +228,7 @@ class Device:
         bundle = self._cache.bundle(self.model)
         for block in bundle.blocks:
             self._cache.ensure(block.unit)
-        self._running.engine.place((), self._cache.stored)
+        self._place(())
         self._running = self._loaded(bundle)
 
     def _ask(self, memory_bytes: int) -> PlacementResponse:
@@ -223,6 +241,7 @@ class Device:
                 rate_bps=rate_bps,
                 held=sorted(self._held(self._running.bundle)),
                 horizon_ms=self._horizon_ms,
+                distribution=self._distribution,
                 device_type=self._device_type,
             ),
         )
@@ -241,18 +260,22 @@ class Device:
         try:
             return self._running.placer.restricted(frozenset(units)).place(memory_bytes).branches
         except BudgetError as error:
-            self._running.engine.place((), self._cache.stored)
+            self._place(())
             self._decision = _Decision(memory_bytes, "local", str(error))
             raise
 
     def _load(self, names: Iterable[str], memory_bytes: int) -> None:
-        running, read = self._running, self._cache.stored
+        running = self._running
         wanted, resident = self._branches(names), self._branches(running.engine.branches)
         if running.bundle.backbone_bytes + bytes_of((*resident, *wanted)) > memory_bytes:
             # Old and new would not fit side by side.
             kept = [branch for branch in wanted if branch in resident]
-            running.engine.place(kept, read, self._planner(kept))
-        running.engine.place(wanted, read, self._planner(wanted))
+            self._place(kept, self._planner(kept))
+        self._place(wanted, self._planner(wanted))
+
+    def _place(self, branches: Sequence[Branch], planner: Planner | None = None) -> None:
+        self._running.engine.place(branches, self._cache.stored, planner)
+        self._planner_name = _NO_PLANNER if planner is None else planner.name
 
     def _planner(self, branches: list[Branch]) -> Planner | None:
         running = self._running

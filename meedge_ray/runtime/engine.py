@@ -39,8 +39,8 @@ class Decisions(Protocol):
     """Which results one inference goes for; results are numbered in the order they would come, the final one last."""
 
     @property
-    def wanted(self) -> Sequence[bool]:
-        """Whether each result is wanted, as far as they are still to come."""
+    def wanted(self) -> Sequence[int]:
+        """1 or 0, whether each result is wanted, as far as they are still to come."""
 
     def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
         """Decide anew after a result [1, classes] that came so long after the inference's start."""

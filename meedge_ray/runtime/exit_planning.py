@@ -1,10 +1,10 @@
 """Chooses, result by result, which resident branches an inference runs (EINet V)."""
 
-from collections.abc import Callable, Collection, Sequence
-from math import exp
+from collections.abc import Collection, Sequence
+from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from meedge_ray.domain.elastic import Branch, Bundle, Profile
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.engine import Planner, running_order
 from meedge_ray.runtime.sessions import Floats
-from meedge_ray.search.exit_plan import ExitPlan, plan_exits
+from meedge_ray.search.decisions import Decider, Decisions, Results, Search, confidence_of
+from meedge_ray.search.exit_plan import plan_exits
 from meedge_ray.search.inputs import Law
 from meedge_ray.search.predictor import ConfidencePredictor
 
 Planning = Literal["auto", "static", "samplewise"]
-Search = Callable[..., ExitPlan]
 
 _TIMED = 200  # decisions, to know what one costs
 
@@ -36,7 +36,7 @@ class StaticPlanner:
         return self
 
     @property
-    def wanted(self) -> Sequence[bool]:
+    def wanted(self) -> Sequence[int]:
         """The plan."""
         return self.plan
 
@@ -61,8 +61,8 @@ def best_static(
         horizon_ms: the span in which the kill may come.
         law: of the kill's time; None is the uniform one.
     """
-    results = Results(bundle, profile, branches)
-    plan = plan_exits(results.conv_ms, results.branch_ms, results.accuracy, horizon_ms=horizon_ms, survival=law)
+    results, accuracy = results_of(bundle, profile, branches)
+    plan = plan_exits(results.conv_ms, results.branch_ms, accuracy, horizon_ms=horizon_ms, survival=law)
     return StaticPlanner(plan.execute.tolist())
 
 
@@ -146,52 +146,32 @@ class SamplewisePlanner:
             law: of the kill's time; None is the uniform one.
             search: what plans; arguments as of `plan_exits`.
         """
-        self._results = Results(bundle, profile, branches)
-        self._predictor = predictor
-        self._search = search
-        self._settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": 0.0}
-        self._first = [True] * len(self._results.slot)
-        self.replan_ms = self._decision_ms()
-        self._settings["replan_ms"] = self.replan_ms
-        results = self._results
+        results, accuracy = results_of(bundle, profile, branches)
+        decider = partial(Decider, results, predictor, horizon_ms=horizon_ms, law=law, search=search)
+        self.replan_ms = _decision_ms(decider(), len(bundle.classes))
         # No decision follows the final exit: what a plan adds there is taken off before.
         results.conv_ms[-1] -= min(self.replan_ms, results.conv_ms[-1])
-        first = search(results.conv_ms, results.branch_ms, results.accuracy, **self._settings)
+        self._decider = decider(replan_ms=self.replan_ms)
+        first = search(results.conv_ms, results.branch_ms, accuracy, **self._decider.settings)
         self._first = first.execute.tolist()
 
-    def begin(self) -> "Samplewise":
+    def begin(self) -> Decisions:
         """Return the decisions of a new inference."""
-        return Samplewise(self._results, self._predictor, self._search, self._settings, self._first)
-
-    def _decision_ms(self) -> float:
-        logits = np.zeros((1, self._results.classes), np.float32)
-        times = []
-        for _ in range(_TIMED):
-            decisions = self.begin()
-            start = perf_counter()
-            decisions.after(0, logits, float(self._results.conv_ms[0] + self._results.branch_ms[0]))
-            times.append((perf_counter() - start) * 1e3)
-        return median(times)
+        return self._decider.begin(self._first)
 
 
-class Results:
-    """The results that can come, in order, the final one last: K + 1; arrays of that shape.
-
-    `slot` is the exit point of each, `offset` by how much surer it is than the exit point's branches
-    are on average.
-    """
-
-    def __init__(self, bundle: Bundle, profile: Profile, branches: Collection[Branch]) -> None:
-        ordered = running_order(branches)
-        final = len(bundle.blocks) - 1
-        self.classes = len(bundle.classes)
-        self.slot = np.array([*(branch.exit_index for branch in ordered), final])
-        reach_ms = np.cumsum(profile.block_ms)[self.slot]
-        self.conv_ms = np.diff(reach_ms, prepend=0.0)
-        self.branch_ms = np.array([*(profile.branch_ms[branch.name] for branch in ordered), 0.0])
-        self.accuracy = np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy])
-        offsets = {} if bundle.predictor is None else bundle.predictor.offsets
-        self.offset = np.array([*(offsets.get(branch.name, 0.0) for branch in ordered), 0.0])
+def results_of(bundle: Bundle, profile: Profile, branches: Collection[Branch]) -> tuple[Results, Floats]:
+    """Return the results that can come with these resident branches, and their accuracies [K + 1]."""
+    ordered = running_order(branches)
+    slot = np.array([*(branch.exit_index for branch in ordered), len(bundle.blocks) - 1])
+    offsets = {} if bundle.predictor is None else bundle.predictor.offsets
+    results = Results(
+        slot=slot,
+        conv_ms=np.diff(np.cumsum(profile.block_ms)[slot], prepend=0.0),
+        branch_ms=np.array([*(profile.branch_ms[branch.name] for branch in ordered), 0.0]),
+        offset=np.array([*(offsets.get(branch.name, 0.0) for branch in ordered), 0.0]),
+    )
+    return results, np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy])
 
 
 class _UntilConfident:
@@ -202,52 +182,17 @@ class _UntilConfident:
 
     def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:  # noqa: ARG002 - of Decisions
         """Stop where this result is sure enough."""
-        if _confidence(logits) >= self._threshold:
+        if confidence_of(logits) >= self._threshold:
             self.wanted = (False,) * len(self.wanted)
 
 
-class Samplewise:
-    """One inference's decisions: what was seen so far, and the plan for it."""
-
-    def __init__(
-        self,
-        results: Results,
-        predictor: ConfidencePredictor,
-        search: Search,
-        settings: dict[str, Any],
-        first: Sequence[bool],
-    ) -> None:
-        self.wanted = first
-        self._results, self._predictor, self._search, self._settings = results, predictor, search, settings
-        self._seen = np.zeros(results.slot[-1] + 1, np.float32)
-        self._known, self._last, self._best = 0, 0.0, 0.0
-
-    def after(self, result: int, logits: Floats, elapsed_ms: float) -> None:
-        """Predict the confidences ahead, and plan anew."""
-        self.saw(result, _confidence(logits), elapsed_ms)
-
-    def saw(self, result: int, confidence: float, elapsed_ms: float) -> None:
-        """Plan anew after a result of this confidence."""
-        results = self._results
-        slot = int(results.slot[result])
-        # Slots passed over have the confidence before them (EINet IV-C).
-        self._seen[self._known : slot] = self._last
-        self._seen[slot] = self._last = confidence - results.offset[result]
-        self._known, self._best = slot + 1, max(self._best, confidence)
-        predicted = self._predictor.predict(self._seen, self._known)
-        plan = self._search(
-            results.conv_ms,
-            results.branch_ms,
-            np.clip(predicted[results.slot] + results.offset, 0.0, 1.0),
-            start=result + 1,
-            elapsed_ms=elapsed_ms,
-            best_confidence=self._best,
-            **self._settings,
-        )
-        self.wanted = plan.execute.tolist()
-
-
-def _confidence(logits: Floats) -> float:
-    row = logits[0].tolist()
-    top = max(row)
-    return 1.0 / sum([exp(value - top) for value in row])
+def _decision_ms(decider: Decider, classes: int) -> float:
+    logits = np.zeros((1, classes), np.float32)
+    at_ms = float(decider.results.conv_ms[0] + decider.results.branch_ms[0])
+    times = []
+    for _ in range(_TIMED):
+        decisions = decider.begin(bytes(len(decider.results.slot)))
+        start = perf_counter()
+        decisions.after(0, logits, at_ms)
+        times.append((perf_counter() - start) * 1e3)
+    return median(times)

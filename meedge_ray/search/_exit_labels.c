@@ -34,7 +34,7 @@ typedef struct {
     double steepness;
 } Exits;
 
-enum { PLAN_COLUMNS = 5, COLUMNS = 2 * PLAN_COLUMNS + 3 + 3 + 1 + 1 + POOL_COLUMNS + 1, FIRST_ROOM = 256 };
+enum { LABEL_COLUMNS = 5, COLUMNS = 2 * LABEL_COLUMNS + 3 + 3 + 1 + 1 + POOL_COLUMNS + 1, FIRST_ROOM = 256 };
 
 static Plans plans_in(double *columns, Py_ssize_t room)
 {
@@ -61,9 +61,9 @@ static int grow_space(Space *space, Py_ssize_t room)
         memcpy(grown.now.node, old.node, bytes);
         grown.now.count = old.count;
     }
-    columns += PLAN_COLUMNS * room;
+    columns += LABEL_COLUMNS * room;
     grown.next = plans_in(columns, room);
-    columns += PLAN_COLUMNS * room;
+    columns += LABEL_COLUMNS * room;
     grown.times = columns;
     grown.chance = columns + 3 * room;
     grown.order = (int64_t *)(columns + 6 * room);

@@ -225,7 +225,6 @@ static double search_hybrid(const Exits *exits, Py_ssize_t outputs, unsigned cha
 
 enum { CONV, BRANCH, CONFIDENCE, EXECUTE, VIEWS };
 enum { HORIZON, START, ELAPSED, BEST, REPLAN, NUMBERS };
-enum { COLUMNS = 6 }; /* of numbers, what a search needs besides its arguments */
 
 static int within(const Py_buffer *view, double most, const char *name)
 {
@@ -255,18 +254,9 @@ static int read_numbers(PyObject *const *args, double *numbers)
 }
 
 /* Fills `exits`, whose arrays have room for all; a horizon of 0 is the sum of all times. */
-static int read_exits(const Py_buffer *views, const double *numbers, Exits *exits)
+static void lay_out(const double *conv_ms, const double *branch_ms, const double *confidence, Py_ssize_t total,
+                    const double *numbers, Exits *exits)
 {
-    const Py_ssize_t total = views[CONV].shape[0];
-    if (!within(&views[CONV], LONGEST_MS, "conv_ms") || !within(&views[BRANCH], LONGEST_MS, "branch_ms") ||
-        !within(&views[CONFIDENCE], 1.0, "confidence")) {
-        return 0;
-    }
-    if (numbers[START] > (double)total || numbers[START] != floor(numbers[START])) {
-        PyErr_SetString(PyExc_ValueError, "start: out of range");
-        return 0;
-    }
-    const double *conv_ms = views[CONV].buf, *branch_ms = views[BRANCH].buf;
     double horizon_ms = numbers[HORIZON];
     if (horizon_ms == 0.0) {
         for (Py_ssize_t exit = 0; exit < total; exit++) {
@@ -281,10 +271,24 @@ static int read_exits(const Py_buffer *views, const double *numbers, Exits *exit
         exits->reach[exit - start] = reach_ms * scale;
         exits->cost[exit - start] = (branch_ms[exit] + numbers[REPLAN]) * scale;
     }
-    exits->confidence = (const double *)views[CONFIDENCE].buf + start;
+    exits->confidence = confidence + start;
     exits->count = total - start;
     exits->left = 1.0 - numbers[ELAPSED] * scale;
     exits->best = numbers[BEST];
+}
+
+static int read_exits(const Py_buffer *views, const double *numbers, Exits *exits)
+{
+    const Py_ssize_t total = views[CONV].shape[0];
+    if (!within(&views[CONV], LONGEST_MS, "conv_ms") || !within(&views[BRANCH], LONGEST_MS, "branch_ms") ||
+        !within(&views[CONFIDENCE], 1.0, "confidence")) {
+        return 0;
+    }
+    if (numbers[START] > (double)total || numbers[START] != floor(numbers[START])) {
+        PyErr_SetString(PyExc_ValueError, "start: out of range");
+        return 0;
+    }
+    lay_out(views[CONV].buf, views[BRANCH].buf, views[CONFIDENCE].buf, total, numbers, exits);
     return 1;
 }
 
@@ -297,6 +301,14 @@ static double work_plan(const Exits *exits, void *scratch, unsigned char *execut
     double *columns = scratch;
     const Table table = {columns, columns + exits->count, (int64_t *)(columns + 2 * exits->count)};
     return plan(exits, &table, execute);
+}
+
+void meedge_plan_ahead(const double *conv_ms, const double *branch_ms, const double *confidence, Py_ssize_t total,
+                       const double *numbers, double *space, unsigned char *execute)
+{
+    Exits exits = {.reach = space, .cost = space + total};
+    lay_out(conv_ms, branch_ms, confidence, total, numbers, &exits);
+    work_plan(&exits, space + 2 * total, execute + (total - exits.count), 0);
 }
 
 static double work_value(const Exits *exits, void *scratch, unsigned char *execute, Py_ssize_t outputs)
@@ -332,7 +344,7 @@ static PyObject *with_exits(PyObject *const *args, Py_ssize_t nargs, Work work, 
         return NULL;
     }
     const Py_ssize_t total = views[CONV].shape[0];
-    double *space = PyMem_RawMalloc((size_t)total * COLUMNS * sizeof(double) + 1);
+    double *space = PyMem_RawMalloc((size_t)total * PLAN_COLUMNS * sizeof(double) + 1);
     Exits exits = {.reach = space, .cost = space + total};
     PyObject *result = NULL;
     if (space == NULL) {

@@ -278,6 +278,8 @@ static PyMethodDef methods[] = {
     {"plan_by_law", (PyCFunction)(void (*)(void))meedge_plan_by_law, METH_FASTCALL, meedge_plan_by_law_doc},
     {"predict_confidences", (PyCFunction)(void (*)(void))meedge_predict_confidences, METH_FASTCALL,
      meedge_predict_confidences_doc},
+    {"decider", (PyCFunction)(void (*)(void))meedge_decider, METH_FASTCALL, meedge_decider_doc},
+    {"decide", (PyCFunction)(void (*)(void))meedge_decide, METH_FASTCALL, meedge_decide_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -69,6 +69,12 @@ PyObject *meedge_value_exits(PyObject *module, PyObject *const *args, Py_ssize_t
 PyObject *meedge_hybrid_exits(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_plan_exits_doc[], meedge_value_exits_doc[], meedge_hybrid_exits_doc[];
 
+/* Defined in _exits.c: fills `execute` [total] from the start on, as plan_exits() does, of numbers that are in order:
+ * the horizon, the start, the time elapsed, the best confidence, the time of replanning. `space` has so many columns. */
+enum { PLAN_COLUMNS = 6 };
+void meedge_plan_ahead(const double *conv_ms, const double *branch_ms, const double *confidence, Py_ssize_t total,
+                       const double *numbers, double *space, unsigned char *execute);
+
 /* Defined in _exit_labels.c. */
 PyObject *meedge_plan_by_law(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_plan_by_law_doc[];
@@ -76,5 +82,17 @@ extern const char meedge_plan_by_law_doc[];
 /* Defined in _predictor.c. */
 PyObject *meedge_predict_confidences(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_predict_confidences_doc[];
+
+/* Defined in _predictor.c: the number of parameters of layers between such widths, -1 where there is none; and fills
+ * `out` from `known`, which is below its length, on. `space` is for the outputs of all layers. */
+enum { PREDICTOR_LAYERS = 3 };
+Py_ssize_t meedge_parameters_of(const Py_ssize_t *widths);
+void meedge_predict(const float *parameters, const Py_ssize_t *widths, const float *seen, Py_ssize_t known, float *space,
+                    double *out);
+
+/* Defined in _decisions.c. */
+PyObject *meedge_decider(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+PyObject *meedge_decide(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+extern const char meedge_decider_doc[], meedge_decide_doc[];
 
 #endif

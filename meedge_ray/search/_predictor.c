@@ -6,7 +6,7 @@
 #include "_kernels.h"
 #include <string.h>
 
-enum { LAYERS = 3 };
+enum { LAYERS = PREDICTOR_LAYERS };
 
 /* Adds inputs [inputs] x weight to `sums`; a row of `weight` has `width` items, of which `sums` has the last `count`. */
 INLINE void add_product(const float *input, Py_ssize_t inputs, const float *weight, Py_ssize_t width,
@@ -31,9 +31,8 @@ INLINE void relu(float *values, Py_ssize_t count)
     }
 }
 
-/* Fills `out` from `known` on. `space` holds all layers' outputs. */
 WIDE
-static void predict(const float *parameters, const Py_ssize_t *widths, const float *seen, Py_ssize_t known, float *space,
+void meedge_predict(const float *parameters, const Py_ssize_t *widths, const float *seen, Py_ssize_t known, float *space,
                     double *out)
 {
     const float *input = seen;
@@ -58,8 +57,8 @@ static void predict(const float *parameters, const Py_ssize_t *widths, const flo
     }
 }
 
-/* The parameters of layers of these widths, or -1 where that overflows or a width is below 1. */
-static Py_ssize_t parameters_of(const Py_ssize_t *widths)
+/* -1 too where the number overflows. */
+Py_ssize_t meedge_parameters_of(const Py_ssize_t *widths)
 {
     Py_ssize_t total = 0;
     for (int layer = 0; layer < LAYERS; layer++) {
@@ -104,7 +103,7 @@ PyObject *meedge_predict_confidences(PyObject *Py_UNUSED(module), PyObject *cons
     const float *seen = views[SEEN].buf;
     double *out = views[OUT].buf;
     float *space = NULL;
-    if (parameters_of(widths) != views[PARAMETERS].shape[0]) {
+    if (meedge_parameters_of(widths) != views[PARAMETERS].shape[0]) {
         PyErr_SetString(PyExc_ValueError, "parameters: not as many as the widths make");
     }
     else if (known < 0 || known > slots) {
@@ -118,7 +117,7 @@ PyObject *meedge_predict_confidences(PyObject *Py_UNUSED(module), PyObject *cons
             out[slot] = seen[slot];
         }
         if (known < slots) {
-            predict(views[PARAMETERS].buf, widths, seen, known, space, out);
+            meedge_predict(views[PARAMETERS].buf, widths, seen, known, space, out);
         }
     }
     PyMem_RawFree(space);

@@ -16,16 +16,17 @@ _LAYERS = 3
 class ConfidencePredictor:
     """Two hidden layers over slots: every exit point in order, whichever branch runs there, then the final exit.
 
-    A layer is x @ weight + bias, with ReLU between; see `meedge_ray.domain.elastic.Predictor`.
+    A layer is x @ weight + bias, with ReLU between; see `meedge_ray.domain.elastic.Predictor`. `packed` has the
+    parameters of all layers in order.
     """
 
-    __slots__ = ("_layers", "_packed", "hidden", "slots")
+    __slots__ = ("_layers", "hidden", "packed", "slots")
 
     def __init__(self, layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
         """Take weights [inputs, outputs] and biases [outputs] that fit each other, layer by layer."""
         self.slots = len(layers[0][0])
         self.hidden = (len(layers[1][0]), len(layers[2][0]))
-        self._packed = np.concatenate([part.ravel() for layer in layers for part in layer])
+        self.packed = np.concatenate([part.ravel() for layer in layers for part in layer])
         self._layers = layers
 
     @classmethod
@@ -70,7 +71,7 @@ class ConfidencePredictor:
         if native.kernels is None:
             self._predict(seen, known, out)
         else:
-            native.kernels.predict_confidences(seen, out, self._packed, known, *self.hidden)
+            native.kernels.predict_confidences(seen, out, self.packed, known, *self.hidden)
         return out
 
     def _predict(self, seen: NDArray[np.float32], known: int, out: Floats) -> None:

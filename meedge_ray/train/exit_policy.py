@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from meedge_ray.domain.elastic import Branch, Bundle
 from meedge_ray.runtime.engine import running_order
-from meedge_ray.runtime.exit_planning import Results, Samplewise, SamplewisePlanner, StaticPlanner, best_static
+from meedge_ray.runtime.exit_planning import SamplewisePlanner, StaticPlanner, best_static, results_of
 from meedge_ray.runtime.placing import Placer
+from meedge_ray.search.decisions import Decisions
 from meedge_ray.search.inputs import Floats
 from meedge_ray.search.predictor import ConfidencePredictor
 from meedge_ray.train.confidences import FINAL, Confidences
@@ -43,7 +44,7 @@ class SimulatedExits:
 
     def __init__(self, bundle: Bundle, placer: Placer, resident: Sequence[Branch], confidences: Confidences) -> None:
         """Take the model, whose times count, the resident branches, and what every exit makes of every sample."""
-        self._results = Results(bundle, placer.profile, resident)
+        self._results, self._accuracy = results_of(bundle, placer.profile, resident)
         self._horizon_ms, self._law = placer.horizon_ms, placer.law
         row_of = {name: row for row, name in enumerate(confidences.names)}
         rows = [row_of[name] for name in (*(branch.name for branch in running_order(resident)), FINAL)]
@@ -59,7 +60,7 @@ class SimulatedExits:
         replan_ms = planner.replan_ms if isinstance(planner, SamplewisePlanner) else 0.0
         now_ms, best = 0.0, -1.0
         curve: Curve = []
-        for result, accuracy in enumerate(results.accuracy.tolist()):
+        for result, accuracy in enumerate(self._accuracy.tolist()):
             now_ms += float(results.conv_ms[result])
             if not decisions.wanted[result]:
                 continue
@@ -69,7 +70,7 @@ class SimulatedExits:
             if accuracy > best:
                 best = accuracy
                 curve.append((now_ms, float(self._right[result, sample])))
-            if isinstance(decisions, Samplewise) and result + 1 < len(results.slot):
+            if isinstance(decisions, Decisions) and result + 1 < len(results.slot):
                 now_ms += replan_ms
-                decisions.saw(result, float(self._confidence[result, sample]), now_ms)
+                decisions.after(result, float(self._confidence[result, sample]), now_ms)
         return mean_accuracy(curve, self._horizon_ms, self._law)

@@ -1,0 +1,120 @@
+"""A decision of sample-wise planning: from the results so far to the confidences ahead, and from those to a plan.
+
+The confidences ahead are predicted (EINet IV-C), then the exits behind the last result are planned anew (EINet V). Both
+are one compiled step where the law of the kill's time is uniform and `plan_exits` plans.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meedge_ray.search import native
+from meedge_ray.search.exit_plan import ExitPlan, plan_exits
+from meedge_ray.search.inputs import Floats, Integers, Law
+from meedge_ray.search.predictor import ConfidencePredictor
+
+Search = Callable[..., ExitPlan]
+
+_STATE_NUMBERS = 2  # before what was seen: how many slots are passed, and the best confidence
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The results that can come, in the order they would, the final one last; arrays of shape [K + 1].
+
+    `slot` is the exit point of each, `conv_ms` the backbone's time from the result before, `offset` by how much surer
+    it is than the exit point's branches are on average.
+    """
+
+    slot: Integers
+    conv_ms: Floats
+    branch_ms: Floats
+    offset: Floats
+
+
+class Decider:
+    """What the decisions of all inferences share."""
+
+    def __init__(
+        self,
+        results: Results,
+        predictor: ConfidencePredictor,
+        *,
+        horizon_ms: float,
+        law: Law | None = None,
+        replan_ms: float = 0.0,
+        search: Search = plan_exits,
+    ) -> None:
+        """Take what can come.
+
+        Args:
+            results: checked, times in ms.
+            predictor: of the model's slots.
+            horizon_ms: the span in which the kill may come.
+            law: of the kill's time; None is the uniform one.
+            replan_ms: what a decision takes.
+            search: what plans; arguments as of `plan_exits`.
+        """
+        self.results, self.predictor, self.search = results, predictor, search
+        self.settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": replan_ms}
+        self.compiled: Any = None
+        if native.kernels is not None and law is None and search is plan_exits:
+            arrays = (results.conv_ms, results.branch_ms, results.offset, results.slot, predictor.packed)
+            numbers = (predictor.slots, *predictor.hidden, horizon_ms, replan_ms)
+            self.compiled = native.kernels.decider(*arrays, *numbers)
+
+    def begin(self, first: Sequence[int]) -> "Decisions":
+        """Return the decisions of an inference that goes for the results of a first plan."""
+        return Decisions(self, first)
+
+
+class Decisions:
+    """One inference's: what was seen so far, and which results are wanted; by result, 1 or 0."""
+
+    __slots__ = ("_decider", "_state", "wanted")
+
+    def __init__(self, decider: Decider, first: Sequence[int]) -> None:
+        self.wanted = bytearray(first)
+        self._decider = decider
+        self._state = bytearray(8 * _STATE_NUMBERS + 4 * decider.predictor.slots)
+
+    def after(self, result: int, logits: NDArray[np.float32] | float, elapsed_ms: float) -> None:
+        """Predict what is ahead and plan it, after a result with these logits, or with this confidence."""
+        decider = self._decider
+        if decider.compiled is not None:
+            native.kernels.decide(decider.compiled, self._state, self.wanted, result, logits, elapsed_ms)  # type: ignore[union-attr]  # it is there if `compiled` is
+        else:
+            self._decide(result, logits if isinstance(logits, float) else confidence_of(logits), elapsed_ms)
+
+    def _decide(self, result: int, confidence: float, elapsed_ms: float) -> None:
+        results = self._decider.results
+        numbers = np.frombuffer(self._state, np.float64, _STATE_NUMBERS)
+        seen = np.frombuffer(self._state, np.float32, offset=numbers.nbytes)
+        known, slot = int(numbers[0]), int(results.slot[result])
+        # Slots passed over have the confidence before them (EINet IV-C).
+        seen[known:slot] = seen[known - 1] if known else 0.0
+        seen[slot] = confidence - results.offset[result]
+        numbers[:] = slot + 1, max(numbers[1], confidence)
+        predicted = self._decider.predictor.predict(seen, slot + 1)
+        plan = self._decider.search(
+            results.conv_ms,
+            results.branch_ms,
+            np.clip(predicted[results.slot] + results.offset, 0.0, 1.0),
+            start=result + 1,
+            elapsed_ms=elapsed_ms,
+            best_confidence=float(numbers[1]),
+            **self._decider.settings,
+        )
+        self.wanted[result + 1 :] = plan.execute[result + 1 :].tobytes()
+
+
+def confidence_of(logits: NDArray[np.float32]) -> float:
+    """Return the highest of the softmax of logits [1, classes]; 0 of what is no number."""
+    row = logits[0].tolist()
+    top = max(row)
+    confidence = 1.0 / sum([exp(value - top) for value in row])
+    return confidence if confidence >= 0.0 else 0.0
