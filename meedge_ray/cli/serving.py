@@ -47,7 +47,8 @@ def serve(
     """Serve bundles' placements and units over HTTP, until it is stopped.
 
     Callers send the bearer token in MEEDGE_TOKEN; without one a random token is made and printed. Runs on the cluster
-    RAY_ADDRESS names, else on one of its own, which edge nodes can join with the printed command.
+    RAY_ADDRESS names, else on one of its own, which edge nodes can join with the printed command. How devices plan,
+    and for which kills, goes with --memory.
 
     Example: meedge serve digits --memory 1200Ki
     """

@@ -37,18 +37,29 @@ class Contender(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kills:
-    """Whether each contender's result at hand was right [contenders, kills], and which sample each kill met [kills]."""
+    """What each contender made of the samples [kills] that the kills met.
+
+    `right` [contenders, kills]: whether the result at hand was right. `expected` [contenders, kills]: by what share of
+    all kills it would have been, from an inference of the same sample that was let finish; it says the same with less
+    noise.
+    """
 
     right: NDArray[np.bool_]
+    expected: Floats
     samples: NDArray[np.int64]
 
     def standard_error(self, ours: int, theirs: int) -> float:
-        """Return the standard error of how much more often one contender was right than another.
+        """Return the standard error of how much more often one contender was right than another."""
+        return self._error(self.right[ours].astype(np.float64) - self.right[theirs])
 
-        Kills meet all contenders with the same samples at the same times. Those of one sample are not independent of
-        each other, so the error is that of a mean over samples.
-        """
-        gap = self.right[ours].astype(np.float64) - self.right[theirs]
+    def expected_gain(self, ours: int, theirs: int) -> tuple[float, float]:
+        """Return by how much more often one contender is expected to be right than another; the standard error."""
+        gap = self.expected[ours] - self.expected[theirs]
+        return float(gap.mean()), self._error(gap)
+
+    def _error(self, gap: Floats) -> float:
+        # All contenders meet the same samples. Several kills of one sample are not independent of each other, so the
+        # error is that of a mean over samples.
         counts = np.bincount(self.samples)
         by_sample = np.bincount(self.samples, weights=gap)[counts > 0]
         shares = counts[counts > 0] / len(gap)
@@ -142,7 +153,9 @@ def run_under_kills(
             report("evaluate", done + 1, _ROUNDS)
     results = {each: runner.result(profile, horizon_ms, law) for each, runner in runners.items()}
     right = np.array([runners[each].right for each in contenders])
-    return [results[each] for each in contenders], Kills(right, victims)
+    expected_of = {each: runner.expected(horizon_ms, law) for each, runner in runners.items()}
+    expected = np.array([expected_of[each] for each in contenders])
+    return [results[each] for each in contenders], Kills(right, expected, victims)
 
 
 def kill_times(shares: Floats, horizon_ms: float, law: Law | None) -> Floats:
@@ -163,7 +176,10 @@ class _Runner:
         self._bundle = bundle
         self._branches = contender.branches
         self._test = test
+        self._known: dict[str | None, float] = {branch.name: branch.accuracy for branch in self._branches}
+        self._known[None] = bundle.final_accuracy
         self._runs: list[tuple[Output, ...]] = []
+        self._samples: list[int] = []  # of the runs
         self.right: list[bool] = []
 
     def kill(
@@ -173,13 +189,13 @@ class _Runner:
         random: np.random.Generator,
         preemptor: Preemptor | None,
     ) -> None:
-        """Kill inferences at the given times, and let as many others finish to learn the times.
+        """Kill inferences at the given times, and let as many others of the same samples finish to learn the times.
 
         In random order: a run is faster after a short one, whose units are still in the processor's cache, so both
         kinds must come after both kinds equally often.
         """
         killed = random.permutation(np.repeat([True, False], len(victims)))
-        turn = iter(zip(victims, times_ms, strict=True))
+        turn, whole = iter(zip(victims, times_ms, strict=True)), iter(victims.tolist())
         for is_killed in killed:
             if is_killed:
                 index, time_ms = next(turn)
@@ -190,13 +206,29 @@ class _Runner:
                     label = self._engine.infer(sample, preemption=preemptor.after(float(time_ms))).label
                 self.right.append(label == self._test.y[index])
             else:
-                self._runs.append(self._engine.infer(self._test.x[random.integers(len(self._test))]).outputs)
+                self._samples.append(next(whole))
+                self._runs.append(self._engine.infer(self._test.x[self._samples[-1]]).outputs)
+
+    def expected(self, horizon_ms: float, law: Law | None) -> Floats:
+        """Return of every run that was let finish in what share of all kills the result at hand is right."""
+        return np.array(
+            [
+                self._expected(outputs, int(self._test.y[sample]), horizon_ms, law)
+                for outputs, sample in zip(self._runs, self._samples, strict=True)
+            ]
+        )
+
+    def _expected(self, outputs: Sequence[Output], label: int, horizon_ms: float, law: Law | None) -> float:
+        curve = accuracy_curve(
+            [min(output.at_ms, horizon_ms) for output in outputs],
+            [self._known[output.branch] for output in outputs],
+            [float(output.label == label) for output in outputs],
+        )
+        return mean_accuracy(curve, horizon_ms, law)
 
     def result(self, profile: Profile, horizon_ms: float, law: Law | None) -> MethodResult:
         """Put together what was measured."""
         scores = scored(self._engine, self._test)
-        known: dict[str | None, float] = {branch.name: branch.accuracy for branch in self._branches}
-        known[None] = self._bundle.final_accuracy
         by_sources: dict[tuple[str | None, ...], list[list[float]]] = defaultdict(list)
         for outputs in self._runs:
             at_ms = [min(output.at_ms, horizon_ms) for output in outputs]
@@ -205,7 +237,7 @@ class _Runner:
         curves = [
             accuracy_curve(
                 np.mean(times, axis=0).tolist(),
-                [known[source] for source in sources],
+                [self._known[source] for source in sources],
                 [scores[source] for source in sources],
             )
             for sources, times in by_sources.items()

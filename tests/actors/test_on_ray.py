@@ -21,6 +21,7 @@ from meedge_ray.actors.device import (
     find_device,
 )
 from meedge_ray.actors.fleet import fleet_devices, live_devices, start_fleet, stop_fleet
+from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.domain.errors import (
     BudgetError,
     InvalidInputError,
@@ -114,9 +115,10 @@ def test_a_device_that_cannot_start_leaves_nothing(edge_node, settings, tmp_path
         ({"token": "wrong"}, InvalidInputError),
         ({"model": "tony"}, NotFoundError),
         ({"base_url": "http://127.0.0.1:9"}, UnavailableError),
+        ({"planning": "samplewise"}, InvalidInputError),  # the bundle has no predictor
     ):
         # A cache of its own: with a warm one a device starts without the service.
-        fresh = {"cache_dir": str(tmp_path / kind.__name__)}
+        fresh = {"cache_dir": str(tmp_path / next(iter(wrong)))}
         with pytest.raises(kind):
             attach_device(edge_node.device, dataclasses.replace(settings, **fresh, **wrong))
         assert edge_node.device not in device_names()
@@ -162,13 +164,18 @@ def said_by(device, sample):
     return ""  # the lost node's worker can answer a moment longer
 
 
-def test_the_fleet_attaches_every_edge_node(edge_node, settings):
-    start_fleet(settings)
+def test_the_fleet_attaches_every_edge_node_with_its_settings(edge_node, settings, world, sample):
+    law = TimeDistribution.model_validate({"normal": {"mean_ms": 1.25, "standard_deviation_ms": 0.05}})
+    start_fleet(dataclasses.replace(settings, planning="static", horizon_ms=8.0, distribution=law))
     try:
         devices = eventually(fleet_devices, lambda devices: any(device.status for device in devices))
         [device] = [device for device in devices if device.name == edge_node.device]
         assert device.alive
         assert device.status.model == "tiny"
+        best = Placer(world.bundle, horizon_ms=8.0, distribution=law).place(EVERYTHING)
+        assert device.status.branches == best.branches
+        assert (device.status.planning, device.status.planner) == ("static", "static")
+        assert find_device(edge_node.device).infer(sample).planner == "static"
         detach_device(edge_node.device)
         eventually(fleet_devices, lambda devices: any(device.status for device in devices))
     finally:

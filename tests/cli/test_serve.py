@@ -41,7 +41,7 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
     cache = tmp_path / "cache"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MEEDGE_TOKEN"))}
     command = [sys.executable, "-m", "meedge_ray.cli.main", "serve", str(directory), "--port", str(free_port())]
-    command += ["--memory", "1Mi", "--cache-dir", str(cache), "-o", "json"]
+    command += ["--memory", "1Mi", "--cache-dir", str(cache), "--plan", "samplewise", "-o", "json"]
     with (tmp_path / "log").open("wb") as log:
         served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     started = []
@@ -62,7 +62,9 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        needed = {block.unit.sha256 for block in bundle.blocks}
+        assert bundle.predictor is not None
+        # Wanted whether it pays for this model or not: the devices are told to plan sample by sample.
+        needed = {bundle.predictor.unit.sha256, *(block.unit.sha256 for block in bundle.blocks)}
         deadline = time.monotonic() + 60
         while not needed <= {path.stem for path in cache.rglob("*.onnx")}:
             assert time.monotonic() < deadline, (tmp_path / "node").read_text()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from meedge_ray.api.serving import PlacementRequest
+from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import bundle_sha256
 from meedge_ray.bundle.store import sha256_of
 from meedge_ray.domain.elastic import Predictor, Unit, bytes_of, units_of
@@ -17,6 +18,9 @@ from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
 from meedge_ray.runtime.placing import Placer
+
+# Kills that come when the final exit has long answered.
+LATE = TimeDistribution.model_validate({"normal": {"mean_ms": 7.5, "standard_deviation_ms": 0.3}})
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +81,9 @@ def test_the_budget_holds_where_branches_share_units(service, store, worlds, sam
             assert status.resident_bytes == world.bundle.backbone_bytes + bytes_of(resident) <= memory_bytes
             assert status.source == ("local" if away else "service")
             # The final exit is poorer than most branches: it runs only where none is resident that beats it.
-            ran = [output.branch for output in device.infer(samples[0]).outputs]
+            answer = device.infer(samples[0])
+            assert answer.planner == status.planner
+            ran = [output.branch for output in answer.outputs]
             assert ran
             assert set(ran) <= {*status.branches, None}
 
@@ -106,8 +112,10 @@ def test_a_device_plans_sample_by_sample_where_that_pays_or_is_asked(
         assert (world.bundle.predictor.unit.sha256 in service.fetched()) == (planner == "samplewise")
         device.set_memory(whole_bytes)
         answer = device.infer(samples[0])
+        status = device.status()
     assert answer.planner == planner
-    assert answer.resident == len(device.status().branches)
+    assert (status.planning, status.planner) == (planning, planner)
+    assert answer.resident == len(status.branches)
 
 
 def test_without_its_predictor_a_device_plans_statically_unless_told_otherwise(service, store, world, samples):
@@ -117,6 +125,18 @@ def test_without_its_predictor_a_device_plans_statically_unless_told_otherwise(s
         with pytest.raises(NotFoundError):
             Device(client, store, "tiny", planning="samplewise")
         assert Device(client, store, "tiny").infer(samples[0]).planner == "none"
+
+
+def test_placements_and_plans_are_for_the_law_of_the_kills_time(client, store, service, samples, whole_bytes):
+    device = Device(client, store, "tiny", horizon_ms=8.0, distribution=LATE)
+    placed = device.set_memory(whole_bytes)
+    assert TimeDistribution.model_validate(service.placements[-1]["distribution"]) == LATE
+    assert placed.branches  # this service knows uniform kills alone
+    assert placed.planner == "static"
+    assert [output.branch for output in device.infer(samples[0]).outputs] == [None]
+    service.away = True
+    status = device.set_memory(whole_bytes)
+    assert (status.source, status.branches, status.planner) == ("local", (), "none")
 
 
 def test_a_shared_unit_travels_once(service, store, worlds):
@@ -270,6 +290,10 @@ def test_a_device_type_or_horizon_that_cannot_be_is_said_at_the_start(client, st
         Device(client, store, "tiny", device_type="phone")
     with pytest.raises(InvalidInputError, match="horizon"):
         Device(client, store, "tiny", horizon_ms=0.5)
+    with pytest.raises(InvalidInputError, match=r"distribution\.normal\.mean_ms"):
+        Device(client, store, "tiny", horizon_ms=4.0, distribution=LATE)
+    with pytest.raises(InvalidInputError, match="auto, static, samplewise"):
+        Device(client, store, "tiny", planning="sometimes")
 
 
 def test_the_latency_budget_is_sent_once_the_rate_is_known(client, store, service, world, whole_bytes):

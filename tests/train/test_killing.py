@@ -24,17 +24,22 @@ def test_the_error_of_a_difference_is_that_of_drawing_other_samples() -> None:
     random = np.random.default_rng(0)
     samples = np.repeat(np.arange(200), 5)  # five kills each, all right or all wrong more often than not
     easy = random.random(200)[samples]
-    kills = Kills(random.random((2, len(samples))) < np.stack([easy, 0.8 * easy]), samples)
+    chances = np.stack([easy, 0.8 * easy])
+    kills = Kills(random.random((2, len(samples))) < chances, chances, samples)
     gap = (kills.right[1].astype(float) - kills.right[0]).reshape(200, 5).mean(axis=1)
     bootstrapped = np.std([random.choice(gap, 200).mean() for _ in range(4000)])
     assert kills.standard_error(1, 0) == pytest.approx(bootstrapped, rel=0.1)
     assert kills.standard_error(1, 0) == kills.standard_error(0, 1)
     assert kills.standard_error(1, 1) == 0
+    gain, error = kills.expected_gain(1, 0)
+    assert gain == pytest.approx(-0.2 * easy.mean())
+    assert error == pytest.approx(0.2 * np.std(easy) / np.sqrt(200))
 
 
 def test_samples_that_were_killed_unequally_often_or_never_are_taken_as_they_came() -> None:
     samples = np.array([0, 0, 0, 2])
-    kills = Kills(np.array([[1, 1, 0, 1], [0, 1, 0, 0]], dtype=bool), samples)
+    right = np.array([[1, 1, 0, 1], [0, 1, 0, 0]], dtype=bool)
+    kills = Kills(right, right.astype(np.float64), samples)
     # Mean 1/2; sample 0 adds 1/4 where 3/8 were its part, sample 2 adds 1/4 where 1/8 were.
     assert kills.standard_error(0, 1) == pytest.approx(np.hypot(1 / 8, 1 / 8))
 
@@ -106,7 +111,7 @@ def test_kills_by_another_thread_find_what_kills_by_the_clock_find(tiny: tuple[P
     branches = bundle.baselines["multi_exit_fc"]
     found = []
     for preempting in (False, True):
-        [result], _ = run_under_kills(
+        [result], under_kills = run_under_kills(
             folder,
             bundle,
             [Contender(frozenset(branches))],
@@ -119,4 +124,6 @@ def test_kills_by_another_thread_find_what_kills_by_the_clock_find(tiny: tuple[P
             report=silent,
         )
         found.append(result.killed)
+        # Whatever is killed is right as often as runs that were let finish foretell.
+        assert result.killed == pytest.approx(under_kills.expected.mean(), abs=0.1)
     assert found[0] == pytest.approx(found[1], abs=0.1)
