@@ -11,11 +11,13 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE
 from meedge_ray.actors.waiting import eventually
+from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device, DeviceStatus
+from meedge_ray.runtime.exit_planning import Planning
 
 # Beside inferences, which run one after the other: a budget must not wait for them.
 _CONTROL = "control"
@@ -25,13 +27,19 @@ _DETACH_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSettings:
-    """What a device runs. `memory_bytes` is its first budget, and the one after a restart; `cache_dir` is on it."""
+    """What a device runs. `memory_bytes` is its first budget, and the one after a restart; `cache_dir` is on it.
+
+    `planning`, `horizon_ms` and `distribution` are those of `Device`.
+    """
 
     base_url: str
     token: str = field(repr=False)
     model: str
     cache_dir: str
     memory_bytes: int
+    planning: Planning = "auto"
+    horizon_ms: float | None = None
+    distribution: TimeDistribution = UNIFORM
     threads: int = 1
 
 
@@ -76,7 +84,15 @@ class DeviceActor:
         client = ServiceClient(settings.base_url, settings.token)
         try:
             store = UnitStore(Path(settings.cache_dir).expanduser())
-            device = Device(client, store, settings.model, threads=settings.threads)
+            device = Device(
+                client,
+                store,
+                settings.model,
+                horizon_ms=settings.horizon_ms,
+                distribution=settings.distribution,
+                planning=settings.planning,
+                threads=settings.threads,
+            )
             device.set_memory(self._memory_bytes)
         except BaseException:
             client.close()
