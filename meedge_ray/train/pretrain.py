@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from meedge_ray.api.elastic_model import Pretrain
 from meedge_ray.bundle.files import write_atomically
+from meedge_ray.runtime.memory import freed_memory_kept
 from meedge_ray.runtime.samples import Normalizer
 from meedge_ray.train.data import Dataset
 from meedge_ray.train.device import training_device
@@ -50,7 +51,8 @@ def pretrain(
     optimizer = torch.optim.Adam(model.parameters())
     done = 0 if checkpoint is None or not checkpoint.exists() else _restore(checkpoint, model, optimizer)
     for epoch in range(done, settings.epochs):
-        loss = _epoch(model, optimizer, dataset, settings, seed, epoch)
+        with freed_memory_kept():
+            loss = _epoch(model, optimizer, dataset, settings, seed, epoch)
         if checkpoint is not None:
             _save(checkpoint, model, optimizer, epoch + 1)
         report("pretrain", epoch + 1, settings.epochs, f"loss {loss:.3f}")
