@@ -187,11 +187,11 @@ def data_section(name: str, work: Path, cifar100: Path | None) -> dict[str, Any]
             packed = np.load(_shared() / "data" / "widar3" / "bvp.npz")
             np.savez(path, x=packed["x"].astype(np.float32), y=packed["gesture"].astype(np.int64))
         return {"source": "npz", "path": str(path)}
-    folder = cifar100 if name == "cifar100" else work / "cifar10"
+    folder = cifar100 if name == "cifar100" else work / name
     assert folder is not None  # networks() offers CIFAR-100 only where it is
-    if name == "cifar10" and not (folder / "test.npz").exists():
+    if name != "cifar100" and not (folder / "test.npz").exists():
         unpack = _shared() / "data" / "unpack.py"
-        subprocess.run([sys.executable, str(unpack), "cifar10", str(folder), "--npz"], check=True)
+        subprocess.run([sys.executable, str(unpack), name, str(folder), "--npz"], check=True)
     return {
         "source": "npz",
         "path": str(folder / "train.npz"),

@@ -1,6 +1,6 @@
 """One model kept answering under a changing memory budget."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, get_args
@@ -30,8 +30,6 @@ from meedge_ray.runtime.preemption import Preemption
 from meedge_ray.search.predictor import ConfidencePredictor
 
 Source = Literal["service", "local"]
-
-_NO_PLANNER = "none"  # as answers call it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +119,6 @@ class Device:
         self._device_type, self._horizon_ms = device_type, horizon_ms
         self._distribution, self._latency_budget_ms = distribution, latency_budget_ms
         self._planning: Planning = planning
-        self._planner_name = _NO_PLANNER
         self._threads = threads
         self._control = Lock()
         self._running = self._loaded(self._cache.bundle(model))
@@ -171,7 +168,7 @@ class Device:
             process_rss_bytes=rss_bytes(),
             branches=branches,
             planning=self._planning,
-            planner=self._planner_name,
+            planner=running.engine.planner,
             expectation=running.placer.expectation(branches),
             units_held=len(self._held(running.bundle)),
             fetched_bytes=self._cache.fetched_bytes,
@@ -228,7 +225,7 @@ class Device:
         bundle = self._cache.bundle(self.model)
         for block in bundle.blocks:
             self._cache.ensure(block.unit)
-        self._place(())
+        self._running.engine.place((), self._cache.stored)
         self._running = self._loaded(bundle)
 
     def _ask(self, memory_bytes: int) -> PlacementResponse:
@@ -260,7 +257,7 @@ class Device:
         try:
             return self._running.placer.restricted(frozenset(units)).place(memory_bytes).branches
         except BudgetError as error:
-            self._place(())
+            self._running.engine.place((), self._cache.stored)
             self._decision = _Decision(memory_bytes, "local", str(error))
             raise
 
@@ -270,12 +267,8 @@ class Device:
         if running.bundle.backbone_bytes + bytes_of((*resident, *wanted)) > memory_bytes:
             # Old and new would not fit side by side.
             kept = [branch for branch in wanted if branch in resident]
-            self._place(kept, self._planner(kept))
-        self._place(wanted, self._planner(wanted))
-
-    def _place(self, branches: Sequence[Branch], planner: Planner | None = None) -> None:
-        self._running.engine.place(branches, self._cache.stored, planner)
-        self._planner_name = _NO_PLANNER if planner is None else planner.name
+            running.engine.place(kept, self._cache.stored, self._planner(kept))
+        running.engine.place(wanted, self._cache.stored, self._planner(wanted))
 
     def _planner(self, branches: list[Branch]) -> Planner | None:
         running = self._running

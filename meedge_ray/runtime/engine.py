@@ -76,6 +76,10 @@ class _Placed:
     size_bytes: int
     planner: Planner | None
 
+    @property
+    def planner_name(self) -> str:
+        return "none" if self.planner is None else self.planner.name
+
 
 class Engine:
     """Runs the backbone block by block and the resident branches on the way, in ONNX Runtime, a session a unit.
@@ -125,6 +129,11 @@ class Engine:
     def branches(self) -> tuple[str, ...]:
         """Names of the resident branches in the order they run."""
         return tuple(branch.name for branch in self._placed.branches)
+
+    @property
+    def planner(self) -> str:
+        """What chooses among the resident branches, by the planner's name; "none" where all of them run."""
+        return self._placed.planner_name
 
     @property
     def resident_bytes(self) -> int:
@@ -333,7 +342,6 @@ def _checked_deadline(deadline_ms: float) -> float:
 
 
 def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start: float, placed: _Placed) -> Answer:
-    planner = "none" if placed.planner is None else placed.planner.name
     if not results:
         return Answer(
             label=None,
@@ -343,7 +351,7 @@ def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start
             ending=ending,
             elapsed_ms=(perf_counter() - start) * 1e3,
             outputs=(),
-            planner=planner,
+            planner=placed.planner_name,
             resident=len(placed.branches),
         )
     confidences = _softmax([logits for _, _, logits in results])
@@ -370,7 +378,7 @@ def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start
         ending=ending,
         elapsed_ms=(perf_counter() - start) * 1e3,
         outputs=outputs,
-        planner=planner,
+        planner=placed.planner_name,
         resident=len(placed.branches),
     )
 
