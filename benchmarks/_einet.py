@@ -27,7 +27,7 @@ class Frozen:
     backbone: str
     train_samples: int
     epochs: int
-    kills: int = 5000
+    kills: int = 2000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Together:
     arguments: dict[str, int]
     train_samples: int
     epochs: int
-    kills: int = 4000
+    kills: int = 2000
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,12 @@ _BUILDS: dict[str, Frozen | Together] = {
     "alexnet-mnist": Frozen("alexnet-mnist", 8000, 6),
     "alexnet": Frozen("alexnet-cifar10", 8000, 6),
     "vgg16": Frozen("vgg16-cifar10", 8000, 5),
-    "resnet20": Frozen("resnet20-cifar10", 12000, 8),
+    "resnet20": Frozen("resnet20-cifar10", 12000, 8, kills=5000),
     "resnet56": Frozen("resnet56-cifar10", 8000, 6),
     "msdnet21": Together("cifar10", {"blocks": 21, "step": 2, "base": 4, "channels": 16}, 10000, 8),
     "msdnet40": Together("cifar10", {"blocks": 40, "step": 1, "base": 4, "channels": 16}, 10000, 8),
 }
 NETWORKS_KILLED = {
-    "b-alexnet-mnist": Network("alexnet-mnist", "branchynet"),
     "alexnet-mnist": Network("alexnet-mnist", "einet"),
     "b-alexnet": Network("alexnet", "branchynet"),
     "alexnet": Network("alexnet", "einet"),

@@ -13,7 +13,15 @@ Figures = Mapping[str, Any]
 _GREYS = ("#d9d9d9", "#bdbdbd", "#8f8f8f", "#5f5f5f")
 _OURS, _OTHER, _THIRD = "#1f6fb4", "#e08214", "#4d9221"
 _STATIC = ("static 25%", "static 50%", "static 100%", "best static", "sample-wise")
-_DYNAMIC = ("threshold 0.5", "threshold 0.7", "threshold 0.9", "random, 100 plans", "hybrid, m=2", "sample-wise")
+_DYNAMIC = (
+    "threshold 0.5",
+    "threshold 0.7",
+    "threshold 0.9",
+    "random, 100 plans",
+    "hybrid, m=2",
+    "sample-wise, raw",
+    "sample-wise",
+)
 _BY_LAW = ("static 100%", "random, 100 plans", "hybrid, m=2", "best static", "sample-wise")
 _COLORS = (*_GREYS, _OURS)
 
@@ -79,7 +87,13 @@ def _dynamic(figures: Figures) -> Figure:
     # Points over running all exits, with 95 % errors.
     figure = Figure(figsize=(max(7.0, 1.35 * len(figures)), 4.0), layout="constrained")
     axes = figure.subplots()
-    looks = (*zip(("v", "<", "^"), _GREYS[1:], strict=True), ("s", _THIRD), ("D", _OTHER), ("o", _OURS))
+    looks = (
+        *zip(("v", "<", "^"), _GREYS[1:], strict=True),
+        ("s", _THIRD),
+        ("D", _OTHER),
+        ("P", "#b2abd2"),
+        ("o", _OURS),
+    )
     for index, (name, (marker, color)) in enumerate(zip(_DYNAMIC, looks, strict=True)):
         rows = [said["laws"]["uniform"][name] for said in figures.values()]
         axes.errorbar(

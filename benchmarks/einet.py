@@ -11,7 +11,7 @@ Run: python benchmarks/einet.py [NETWORK ...]
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -27,7 +27,7 @@ from _results import RESULTS, write_results
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import read_bundle, unit_store
 from meedge_ray.cli.output import Bars, show, table
-from meedge_ray.domain.elastic import Branch, Bundle, Profile
+from meedge_ray.domain.elastic import FINAL, Branch, Bundle, Calibration, Profile
 from meedge_ray.runtime.engine import Planner
 from meedge_ray.runtime.exit_planning import (
     SamplewisePlanner,
@@ -41,8 +41,11 @@ from meedge_ray.runtime.problem import time_law
 from meedge_ray.search.decisions import Decisions
 from meedge_ray.search.exit_plan import expectation, hybrid_search, random_search, static_plan
 from meedge_ray.search.inputs import Floats, Law
+from meedge_ray.search.predictor import ConfidencePredictor
+from meedge_ray.train.confidences import read_confidences
 from meedge_ray.train.evaluation import test_samples
-from meedge_ray.train.killing import Contender, placed_engine, run_under_kills
+from meedge_ray.train.killing import Contender, Kills, MethodResult, placed_engine, run_under_kills
+from meedge_ray.train.predictor import train_predictor
 from meedge_ray.train.progress import Report
 from meedge_ray.train.samples import Samples
 
@@ -54,7 +57,7 @@ RANDOM_PLANS = 100  # a decision: more would take the whole horizon
 NORMAL_95 = 1.96
 PREEMPTED_FROM_MS = 3.0  # of horizon; on shorter ones the 0.1 ms that waking a thread takes would count
 TIMED = 1000  # inferences, to know what decisions take
-EVERYTHING, BEST, SAMPLEWISE = "static 100%", "best static", "sample-wise"
+EVERYTHING, BEST, SAMPLEWISE, RAW = "static 100%", "best static", "sample-wise", "sample-wise, raw"
 RANDOM, HYBRID = f"random, {RANDOM_PLANS} plans", "hybrid, m=2"
 BY_LAW = (EVERYTHING, BEST, RANDOM, HYBRID, SAMPLEWISE)  # of Figure 12
 
@@ -74,7 +77,9 @@ class World:
     kills: int
     report: Report
 
-    def under_kills(self, planners: Sequence[Planner | None], law: Law | None) -> Any:  # noqa: ANN401 - a named pair
+    def under_kills(
+        self, planners: Sequence[Planner | None], law: Law | None, kills: int | None = None
+    ) -> tuple[list[MethodResult], Kills]:
         """Kill inferences of the engine under every planner."""
         return run_under_kills(
             self.directory,
@@ -84,7 +89,7 @@ class World:
             profile=self.profile,
             horizon_ms=self.horizon_ms,
             law=law,
-            kills=self.kills,
+            kills=self.kills if kills is None else kills,
             seed=0,
             preempting=self.horizon_ms > PREEMPTED_FROM_MS,
             report=self.report,
@@ -113,8 +118,28 @@ def planners(world: World, law: Law | None) -> dict[str, Planner]:
         **{f"threshold {value:g}": ThresholdPlanner(value, results) for value in THRESHOLDS},
         RANDOM: samplewise(search=partial(random_search, plans=RANDOM_PLANS)),
         HYBRID: samplewise(search=partial(hybrid_search, m=2)),
+        RAW: published(world, law),
         SAMPLEWISE: samplewise(),
     }
+
+
+def published(world: World, law: Law | None) -> Planner:
+    """Return sample-wise planning as EINet has it: confidences as they are, the predictor trained on these exits."""
+    store, bundle = unit_store(world.directory), world.bundle
+    assert bundle.confidences is not None  # every bundle of today's format has them
+    assert bundle.predictor is not None
+    confidences = read_confidences(store.path(bundle.confidences.sha256))
+    row_of = {name: row for row, name in enumerate(confidences.names)}
+    slots = [np.zeros(0, np.int64)] * len(bundle.blocks)
+    for branch in world.branches:
+        slots[branch.exit_index] = np.array([row_of[branch.name]])
+    slots[-1] = np.array([row_of[FINAL]])
+    raw = dict.fromkeys(confidences.names, Calibration())
+    predictor = ConfidencePredictor.from_tensors(train_predictor(confidences, slots, raw).tensors)
+    uncalibrated = replace(bundle, predictor=replace(bundle.predictor, calibrations=raw))
+    return SamplewisePlanner(
+        uncalibrated, world.profile, world.branches, predictor, horizon_ms=world.horizon_ms, law=law
+    )
 
 
 def run(network: Network, directory: Path, kills: int, report: Report) -> Figures:
@@ -177,7 +202,9 @@ def skipping(world: World) -> list[Figures]:
         plan = np.zeros(len(accuracy), dtype=bool)
         plan[:: -(skipped + 1)] = True
         plans.append(plan)
-    found, _ = world.under_kills([StaticPlanner(plan.tolist()) for plan in plans], None)
+    # Every test sample at least once: the truth is to differ from the expectation by the kill times alone.
+    kills = max(world.kills, len(world.test))
+    found, _ = world.under_kills([StaticPlanner(plan.tolist()) for plan in plans], None, kills)
     times = (results.conv_ms, results.branch_ms, accuracy)
     return [
         {

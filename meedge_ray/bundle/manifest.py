@@ -168,8 +168,8 @@ def _inconsistencies(bundle: Bundle) -> Iterator[str]:
         if predictor.error < 0:
             yield "predictor.error: is below 0"
         for branch in _all_branches(bundle):
-            if branch.name not in predictor.offsets:
-                yield f"predictor.offsets: there is none of branch {branch.name}"
+            if branch.name not in predictor.calibrations:
+                yield f"predictor.calibrations: there is none of branch {branch.name}"
 
 
 def _profile_problems(bundle: Bundle, name: str, profile: Profile) -> Iterator[str]:

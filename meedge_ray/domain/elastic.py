@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 3  # of the bundle's manifest; a reader refuses what it does not know
+FORMAT = 4  # of the bundle's manifest; a reader refuses what it does not know
+FINAL = ""  # stands for the final exit among the names of exits
 
 _CLEAR = 2.0  # standard errors
 
@@ -116,23 +117,36 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What the confidence of an exit, the highest of its softmax, says: the chance that its result is right.
+
+    That is the logistic function of `slope` x logit(confidence) + `bias` (Platt 1999). A branch that was trained for a
+    short while may be right far more often than it is sure, or the other way round. `offset` is by how much more often
+    the branch is right, on average, than the branches of its exit.
+    """
+
+    slope: float = 1.0
+    bias: float = 0.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """A network that foretells the confidences of exits ahead from those already run (EINet IV-C).
+    """A network that foretells the calibrated confidences of exits ahead from those already run (EINet IV-C).
 
     It works over slots: every exit point, whichever branch runs there, then the final exit. `unit` is safetensors:
     float32 `weight0` [slots, hidden[0]], `bias0`, `weight1`, `bias1`, `weight2` [hidden[1], slots], `bias2`; a layer is
     x @ weight + bias, with ReLU between.
 
-    `offsets` says of every branch by how much it is surer, on average, than the branches of its exit. The network
-    knows only that average branch: what goes in has the branch's offset taken off, what comes out gets it added.
-    `error` is the root mean squared error of predictions on held-out samples. `gain` is what planning by them sample
-    by sample adds to the mAE of the best static plan, on the same samples and after what it costs; `gain_error` is its
-    standard error.
+    `calibrations` are those of every branch, and of the final exit by the name "". The network knows only the average
+    branch of an exit: what goes in has the branch's offset taken off, what comes out gets it added. `error` is the root
+    mean squared error of predictions on held-out samples. `gain` is what planning by them sample by sample adds to the
+    mAE of the best static plan, on the same samples and after what it costs; `gain_error` is its standard error.
     """
 
     unit: Unit
     hidden: tuple[int, ...]
-    offsets: Mapping[str, float]
+    calibrations: Mapping[str, Calibration]
     error: float
     gain: float = 0.0
     gain_error: float = 0.0

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from meedge_ray.domain.elastic import Branch, Bundle, Profile
+from meedge_ray.domain.elastic import FINAL, Branch, Bundle, Calibration, Profile
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.engine import Planner, running_order
 from meedge_ray.runtime.sessions import Floats
@@ -164,12 +164,15 @@ def results_of(bundle: Bundle, profile: Profile, branches: Collection[Branch]) -
     """Return the results that can come with these resident branches, and their accuracies [K + 1]."""
     ordered = running_order(branches)
     slot = np.array([*(branch.exit_index for branch in ordered), len(bundle.blocks) - 1])
-    offsets = {} if bundle.predictor is None else bundle.predictor.offsets
+    known = {} if bundle.predictor is None else bundle.predictor.calibrations
+    calibrations = [known.get(name, Calibration()) for name in (*(branch.name for branch in ordered), FINAL)]
     results = Results(
         slot=slot,
         conv_ms=np.diff(np.cumsum(profile.block_ms)[slot], prepend=0.0),
         branch_ms=np.array([*(profile.branch_ms[branch.name] for branch in ordered), 0.0]),
-        offset=np.array([*(offsets.get(branch.name, 0.0) for branch in ordered), 0.0]),
+        slope=np.array([each.slope for each in calibrations]),
+        bias=np.array([each.bias for each in calibrations]),
+        offset=np.array([each.offset for each in calibrations]),
     )
     return results, np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy])
 

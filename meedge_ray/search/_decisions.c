@@ -7,7 +7,7 @@
 typedef struct {
     Py_ssize_t results, slots, widths[PREDICTOR_LAYERS + 1];
     double horizon_ms, replan_ms;
-    double *conv_ms, *branch_ms, *offset;
+    double *conv_ms, *branch_ms, *slope, *bias, *offset;
     int64_t *slot;
     float *parameters;
 } Decider;
@@ -18,9 +18,11 @@ typedef struct {
     float seen[];
 } State;
 
+#define SUREST 1e-3 /* as in the twin */
+
 static const char capsule_name[] = "meedge_ray.search.decider";
 
-enum { CONV, BRANCH, OFFSET, SLOT, VIEWS };
+enum { CONV, BRANCH, SLOPE, BIAS, OFFSET, SLOT, VIEWS };
 enum { PARAMETERS = VIEWS, SLOTS, HIDDEN0, HIDDEN1, HORIZON, REPLAN, ARGUMENTS };
 
 static void forget(PyObject *capsule)
@@ -58,10 +60,12 @@ static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, 
         .horizon_ms = horizon_ms,
         .replan_ms = replan_ms,
         .conv_ms = (double *)memory,
-        .branch_ms = (double *)(memory + column),
-        .offset = (double *)(memory + 2 * column),
-        .slot = (int64_t *)(memory + 3 * column),
-        .parameters = (float *)(memory + 4 * column),
+        .branch_ms = (double *)(memory + BRANCH * column),
+        .slope = (double *)(memory + SLOPE * column),
+        .bias = (double *)(memory + BIAS * column),
+        .offset = (double *)(memory + OFFSET * column),
+        .slot = (int64_t *)(memory + SLOT * column),
+        .parameters = (float *)(memory + VIEWS * column),
     };
     memcpy(decider->widths, widths, sizeof decider->widths);
     for (int view = 0; view < VIEWS; view++) {
@@ -72,16 +76,14 @@ static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, 
 }
 
 const char meedge_decider_doc[] =
-    "decider(conv_ms, branch_ms, offset, slot, parameters, slots, hidden0, hidden1, horizon_ms, replan_ms)\n"
+    "decider(conv_ms, branch_ms, slope, bias, offset, slot, parameters, slots, hidden0, hidden1, horizon_ms, replan_ms)\n"
     "--\n\nReturn what `decide` needs; see meedge_ray.search.decisions.";
 
 PyObject *meedge_decider(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     static const Wanted wanted[] = {
-        {"conv_ms", "d", 8, 0, 0},
-        {"branch_ms", "d", 8, 0, 0},
-        {"offset", "d", 8, 0, 0},
-        {"slot", "lq", 8, 0, 0},
+        {"conv_ms", "d", 8, 0, 0}, {"branch_ms", "d", 8, 0, 0}, {"slope", "d", 8, 0, 0},
+        {"bias", "d", 8, 0, 0},    {"offset", "d", 8, 0, 0},    {"slot", "lq", 8, 0, 0},
     };
     static const Wanted wanted_parameters[] = {{"parameters", "f", 4, 0, 0}};
     if (nargs != ARGUMENTS) {
@@ -143,6 +145,13 @@ static double confidence_of(PyObject *given)
     return confidence >= 0.0 && confidence <= 1.0 ? confidence : 0.0;
 }
 
+/* The chance that a result of this confidence is right. */
+static double calibrated(const Decider *decider, Py_ssize_t result, double confidence)
+{
+    const double inside = fmin(fmax(confidence, SUREST), 1.0 - SUREST);
+    return 1.0 / (1.0 + exp(-(decider->slope[result] * log(inside / (1.0 - inside)) + decider->bias[result])));
+}
+
 /* Takes a result into the state, and fills `execute` behind it; 0 with an exception set. */
 static int decide(const Decider *decider, State *state, Py_ssize_t result, double confidence, double elapsed_ms,
                   unsigned char *execute)
@@ -162,9 +171,10 @@ static int decide(const Decider *decider, State *state, Py_ssize_t result, doubl
     for (const float last = known > 0 ? state->seen[known - 1] : 0.0f; known < slot; known++) {
         state->seen[known] = last;
     }
-    state->seen[slot] = (float)(confidence - decider->offset[result]);
+    const double chance = calibrated(decider, result, confidence);
+    state->seen[slot] = (float)(chance - decider->offset[result]);
     state->known = (double)(slot + 1);
-    state->best = confidence > state->best ? confidence : state->best;
+    state->best = chance > state->best ? chance : state->best;
     for (Py_ssize_t passed = 0; passed <= slot; passed++) {
         predicted[passed] = state->seen[passed];
     }

@@ -19,6 +19,7 @@ from meedge_ray.search.predictor import ConfidencePredictor
 
 Search = Callable[..., ExitPlan]
 
+SUREST = 1e-3  # nearer to 0 or 1 no confidence is told from another
 _STATE_NUMBERS = 2  # before what was seen: how many slots are passed, and the best confidence
 
 
@@ -26,13 +27,15 @@ _STATE_NUMBERS = 2  # before what was seen: how many slots are passed, and the b
 class Results:
     """The results that can come, in the order they would, the final one last; arrays of shape [K + 1].
 
-    `slot` is the exit point of each, `conv_ms` the backbone's time from the result before, `offset` by how much surer
-    it is than the exit point's branches are on average.
+    `slot` is the exit point of each, `conv_ms` the backbone's time from the result before. `slope`, `bias` and `offset`
+    are its `Calibration`.
     """
 
     slot: Integers
     conv_ms: Floats
     branch_ms: Floats
+    slope: Floats
+    bias: Floats
     offset: Floats
 
 
@@ -63,7 +66,7 @@ class Decider:
         self.settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": replan_ms}
         self.compiled: Any = None
         if native.kernels is not None and law is None and search is plan_exits:
-            arrays = (results.conv_ms, results.branch_ms, results.offset, results.slot, predictor.packed)
+            arrays = (*_columns(results), results.slot, predictor.packed)
             numbers = (predictor.slots, *predictor.hidden, horizon_ms, replan_ms)
             self.compiled = native.kernels.decider(*arrays, *numbers)
 
@@ -95,10 +98,11 @@ class Decisions:
         numbers = np.frombuffer(self._state, np.float64, _STATE_NUMBERS)
         seen = np.frombuffer(self._state, np.float32, offset=numbers.nbytes)
         known, slot = int(numbers[0]), int(results.slot[result])
+        chance = float(calibrated(confidence, results.slope[result], results.bias[result]))
         # Slots passed over have the confidence before them (EINet IV-C).
         seen[known:slot] = seen[known - 1] if known else 0.0
-        seen[slot] = confidence - results.offset[result]
-        numbers[:] = slot + 1, max(numbers[1], confidence)
+        seen[slot] = chance - results.offset[result]
+        numbers[:] = slot + 1, max(numbers[1], chance)
         predicted = self._decider.predictor.predict(seen, slot + 1)
         plan = self._decider.search(
             results.conv_ms,
@@ -110,6 +114,16 @@ class Decisions:
             **self._decider.settings,
         )
         self.wanted[result + 1 :] = plan.execute[result + 1 :].tobytes()
+
+
+def calibrated(confidence: Any, slope: Any, bias: Any) -> Any:  # noqa: ANN401 - numbers or arrays of them
+    """Return the chance that a result of this confidence is right, see `Calibration`."""
+    inside = np.clip(confidence, SUREST, 1 - SUREST)
+    return 1 / (1 + np.exp(-(slope * np.log(inside / (1 - inside)) + bias)))
+
+
+def _columns(results: Results) -> tuple[Floats, ...]:
+    return results.conv_ms, results.branch_ms, results.slope, results.bias, results.offset
 
 
 def confidence_of(logits: NDArray[np.float32]) -> float:

@@ -15,13 +15,12 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import Branch, Bundle, bytes_of
+from meedge_ray.domain.elastic import FINAL, Branch, Bundle, bytes_of
 from meedge_ray.runtime.engine import Engine
 from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.train.progress import Report
 from meedge_ray.train.samples import Samples
 
-FINAL = ""  # stands for the final exit among the names of exits
 _SAMPLES = 2000
 _GROUP_BYTES = 64 * 2**20  # of branches in memory together
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from meedge_ray.domain.elastic import Branch, Bundle
+from meedge_ray.domain.elastic import FINAL, Branch, Bundle
 from meedge_ray.runtime.engine import running_order
 from meedge_ray.runtime.exit_planning import SamplewisePlanner, StaticPlanner, best_static, results_of
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.search.decisions import Decisions
 from meedge_ray.search.inputs import Floats
 from meedge_ray.search.predictor import ConfidencePredictor
-from meedge_ray.train.confidences import FINAL, Confidences
+from meedge_ray.train.confidences import Confidences
 from meedge_ray.train.curves import Curve, mean_accuracy
 
 

@@ -1,11 +1,14 @@
 """Trains the network that foretells the confidences of exits ahead (EINet IV-C).
 
 It works over slots: every exit point, whichever branch is resident there, then the final exit. So in training a branch
-is drawn for every sample and slot, slots are skipped at random, and a random one is the last that was run. Which branch
-it was says nothing of the sample, so every branch's confidences are moved to have the slot's mean: by its offset.
+is drawn for every sample and slot, slots are skipped at random, and a random one is the last that was run.
+
+Confidences are calibrated first: a plan is worth the accuracy it leads to, and raw confidences of branches that were
+trained for a short while say little of that. Which branch it was says nothing of the sample, so calibrated confidences
+are moved to have the slot's mean, by the branch's offset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,11 +22,11 @@ from torch import Tensor
 
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import Bundle, Predictor
+from meedge_ray.domain.elastic import FINAL, Bundle, Calibration, Predictor
 from meedge_ray.search.inputs import Integers
 from meedge_ray.search.predictor import ConfidencePredictor
+from meedge_ray.train.calibration import chances, fit_calibrations
 from meedge_ray.train.confidences import (
-    FINAL,
     Confidences,
     measure_confidences,
     read_confidences,
@@ -56,13 +59,12 @@ class _Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrainedPredictor:
-    """Tensors and offsets by name as `Predictor` says; root mean squared errors on held-out samples.
+    """Tensors as `Predictor` says; root mean squared errors on held-out samples.
 
     `trivial_error` is that of predicting every branch's mean. `held_out` are indices of those samples.
     """
 
     tensors: dict[str, NDArray[np.float32]]
-    offsets: dict[str, float]
     error: float
     trivial_error: float
     held_out: Integers
@@ -85,9 +87,11 @@ def with_predictor(
     if not path.exists():
         write_atomically(path, write_confidences(measure_confidences(bundle, store, validation, report)))
     confidences = read_confidences(path)
-    trained = train_predictor(confidences, slots_of(bundle, confidences.names), seed=seed, report=report)
+    slots = slots_of(bundle, confidences.names)
+    calibrations = fit_calibrations(confidences, slots)
+    trained = train_predictor(confidences, slots, calibrations, seed=seed, report=report)
     unit = store.put(save(trained.tensors))
-    predictor = Predictor(unit=unit, hidden=HIDDEN, error=trained.error, offsets=trained.offsets)
+    predictor = Predictor(unit=unit, hidden=HIDDEN, error=trained.error, calibrations=calibrations)
     whole = replace(bundle, confidences=store.put(path.read_bytes()), predictor=predictor)
     foretells = ConfidencePredictor.from_tensors(trained.tensors)
     gain, gain_error = samplewise_gain(whole, confidences, foretells, trained.held_out)
@@ -105,6 +109,7 @@ def slots_of(bundle: Bundle, names: Sequence[str]) -> list[Integers]:
 def train_predictor(
     confidences: Confidences,
     slots: Sequence[Integers],
+    calibrations: Mapping[str, Calibration],
     *,
     hidden: tuple[int, int] = HIDDEN,
     seed: int = 0,
@@ -117,6 +122,7 @@ def train_predictor(
     Args:
         confidences: of all exits.
         slots: rows of every slot's branches; a slot may have none, the last has the final exit.
+        calibrations: of all exits by name.
         hidden: widths of the hidden layers.
         seed: of the split, of the first weights and of what is drawn.
         report: told the progress.
@@ -126,7 +132,8 @@ def train_predictor(
     order = random.permutation(confidences.confidence.shape[1])
     held_out = order[: max(1, len(order) // _HELD_OUT)]
     learnt = order[len(held_out) :] if len(order) > 1 else order
-    situations = _Situations(confidences.confidence.astype(np.float32), slots, learnt)
+    offsets = np.array([calibrations[name].offset for name in confidences.names], np.float32)
+    situations = _Situations(chances(confidences, calibrations), offsets, slots, learnt)
     parameters = _first_parameters((len(slots), *hidden, len(slots)), situations.means, random)
     flat = [part for layer in parameters for part in layer]
     optimizer = torch.optim.Adam(flat, _LEARNING_RATE)
@@ -150,11 +157,6 @@ def train_predictor(
             for layer, parts in enumerate(parameters)
             for kind, part in zip(("weight", "bias"), parts, strict=True)
         },
-        offsets={
-            name: round(float(offset), 6)
-            for name, offset in zip(confidences.names, situations.offsets, strict=True)
-            if name != FINAL
-        },
         error=_error(predicted, batch),
         held_out=held_out,
         trivial_error=_error(torch.from_numpy(situations.means), batch),
@@ -164,19 +166,22 @@ def train_predictor(
 class _Situations:
     """Draws what a predictor may be asked.
 
-    `means` [slots] and `offsets` [exits] are those of the samples learnt from; a slot without branches has mean 0.
+    `means` [slots] are those of the samples learnt from; a slot without branches has mean 0.
     """
 
-    def __init__(self, confidence: NDArray[np.float32], slots: Sequence[Integers], learnt: Integers) -> None:
+    def __init__(
+        self,
+        confidence: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        slots: Sequence[Integers],
+        learnt: Integers,
+    ) -> None:
         self._count = np.array([len(rows) for rows in slots])
         self.means = np.zeros(len(slots), np.float32)
-        self.offsets = np.zeros(len(confidence), np.float32)
         for slot, rows in enumerate(slots):
             if len(rows):
-                branch_means = confidence[np.ix_(rows, learnt)].mean(axis=1)
-                self.means[slot] = branch_means.mean()
-                self.offsets[rows] = branch_means - self.means[slot]
-        self._confidence = confidence - self.offsets[:, None]
+                self.means[slot] = confidence[np.ix_(rows, learnt)].mean()
+        self._confidence, self._offsets = confidence, offsets
         self._rows = np.stack([np.resize(rows if len(rows) else [0], self._count.max()) for rows in slots])
         # Asked before anything was run, and after every output.
         self._known = np.flatnonzero(np.concatenate([[True], self._count[:-1] > 0]))
@@ -195,7 +200,7 @@ class _Situations:
         filled = np.take_along_axis(label, np.maximum(last, 0), axis=1)
         seen = np.where((last >= 0) & (slots < known), filled, np.float32(0))
         mask = ((slots >= known) & (self._count > 0)).astype(np.float32)
-        return _Batch(*(torch.from_numpy(part) for part in (seen, label, mask, self.offsets[branch])))
+        return _Batch(*(torch.from_numpy(part) for part in (seen, label, mask, self._offsets[branch])))
 
 
 def _first_parameters(widths: Sequence[int], means: NDArray[np.float32], random: np.random.Generator) -> _Parameters:

@@ -16,7 +16,17 @@ from meedge_ray.bundle.manifest import (
     write_bundle,
 )
 from meedge_ray.bundle.store import sha256_of
-from meedge_ray.domain.elastic import Block, Branch, Bundle, Eliminated, InputSpec, Predictor, Profile, Unit
+from meedge_ray.domain.elastic import (
+    Block,
+    Branch,
+    Bundle,
+    Calibration,
+    Eliminated,
+    InputSpec,
+    Predictor,
+    Profile,
+    Unit,
+)
 from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError
 
 CONTENTS = {
@@ -28,7 +38,7 @@ CONTENTS = {
     "confidences": b"numbers",
 }
 
-OFFSETS = {"small": -0.1, "fixed": 0.1}
+CALIBRATIONS = {"small": Calibration(offset=-0.1), "fixed": Calibration(slope=0.5, offset=0.1), "": Calibration(bias=2)}
 
 
 def unit_of(data):
@@ -80,7 +90,7 @@ def make_bundle(accuracy=0.5, **changes):
             )
         },
         confidences=unit_of(CONTENTS["confidences"]),
-        predictor=Predictor(unit=unit_of(CONTENTS["predictor"]), hidden=(4, 3), error=0.1, offsets=OFFSETS),
+        predictor=Predictor(unit=unit_of(CONTENTS["predictor"]), hidden=(4, 3), error=0.1, calibrations=CALIBRATIONS),
         data={"source": {"dataset": "digits", "split": [0.8, 0.2], "seed": None}},
         made_with={"meedge-ray": "0.1.0"},
     )
@@ -183,10 +193,10 @@ def test_a_bundle_may_have_neither_predictor_nor_confidences(directory):
     assert len(bundle_units(bundle)) == len(CONTENTS) - 2
 
 
-@pytest.mark.parametrize("version", [2, 4, "3", None])
+@pytest.mark.parametrize("version", [3, 5, "4", None])
 def test_another_format_is_refused_with_what_to_do(version):
     document = json.loads(bundle_json(make_bundle())) | {"format": version}
-    with pytest.raises(InvalidInputError, match="this version reads format 3") as error:
+    with pytest.raises(InvalidInputError, match="this version reads format 4") as error:
         parse_bundle(json.dumps(document).encode())
     assert "build the bundle again" in error.value.do
 
@@ -222,7 +232,10 @@ def changed(*path, to):
         (changed("predictor", "hidden", to=[4]), "predictor.hidden"),
         (changed("predictor", "hidden", to=[4, 0]), "predictor.hidden"),
         (changed("predictor", "error", to=-1.0), "predictor.error"),
-        (changed("predictor", "offsets", to={"small": 0.1}), "predictor.offsets: there is none of branch fixed"),
+        (
+            changed("predictor", "calibrations", to={"small": {}}),
+            "predictor.calibrations: there is none of branch fixed",
+        ),
         (changed("predictor", "unit", "sha256", to="x"), "not a unit's name"),
         (changed("confidences", "size_bytes", to="many"), "confidences.size_bytes"),
     ],

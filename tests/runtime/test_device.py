@@ -12,7 +12,7 @@ from meedge_ray.api.serving import PlacementRequest
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import bundle_sha256
 from meedge_ray.bundle.store import sha256_of
-from meedge_ray.domain.elastic import Predictor, Unit, bytes_of, units_of
+from meedge_ray.domain.elastic import Calibration, Predictor, Unit, bytes_of, units_of
 from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
@@ -93,8 +93,8 @@ def with_predictor(world, gain):
     shapes = {"weight0": (slots, 2), "bias0": 2, "weight1": (2, 2), "bias1": 2, "weight2": (2, slots), "bias2": slots}
     data = save({name: np.full(shape, 0.1, np.float32) for name, shape in shapes.items()})
     unit = Unit(sha256=sha256_of(data), size_bytes=len(data))
-    offsets = {branch.name: 0.0 for branch in world.bundle.branches}
-    predictor = Predictor(unit=unit, hidden=(2, 2), offsets=offsets, error=0.1, gain=gain, gain_error=0.001)
+    calibrations = {branch.name: Calibration() for branch in world.bundle.branches}
+    predictor = Predictor(unit=unit, hidden=(2, 2), calibrations=calibrations, error=0.1, gain=gain, gain_error=0.001)
     bundle = replace(world.bundle, predictor=predictor)
     return replace(world, bundle=bundle, units=world.units | {unit.sha256: data})
 

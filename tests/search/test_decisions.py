@@ -27,7 +27,8 @@ def world(seed: int, slots: int) -> tuple[Results, ConfidencePredictor, np.rando
     # Some slots have no branch, some have two.
     slot = np.sort(np.append(random.integers(0, slots - 1, random.integers(1, slots)), slots - 1))
     conv_ms = random.random(len(slot)) * (np.diff(slot, prepend=-1) > 0)
-    results = Results(slot, conv_ms, random.random(len(slot)), random.normal(0, 0.2, len(slot)))
+    branch_ms, slope, bias, offset = random.random((4, len(slot)))
+    results = Results(slot, conv_ms, branch_ms, slope + 0.5, bias - 0.5, (offset - 0.5) / 2)
     return results, ConfidencePredictor.from_tensors(tensors), random
 
 
@@ -80,7 +81,8 @@ def test_another_search_plans_where_it_is_asked_for() -> None:
     decisions = Decider(results, predictor, horizon_ms=5.0, replan_ms=0.25, search=search).begin([1] * 8)
     decisions.after(0, 0.5, 1.5)
     [rest] = asked
-    assert (rest["start"], rest["elapsed_ms"], rest["best_confidence"], rest["replan_ms"]) == (1, 1.5, 0.5, 0.25)
+    assert (rest["start"], rest["elapsed_ms"], rest["replan_ms"]) == (1, 1.5, 0.25)
+    assert rest["best_confidence"] == pytest.approx(1 / (1 + np.exp(-results.bias[0])))  # a coin's confidence
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -111,14 +113,15 @@ def test_the_compiled_step_refuses_what_would_break_it() -> None:
     count = len(results.slot)
     compiled = native.kernels
     assert compiled is not None
-    arrays = (results.conv_ms, results.branch_ms, results.offset, results.slot, predictor.packed)
+    lines = (results.slope, results.bias, results.offset)
+    arrays = (results.conv_ms, results.branch_ms, *lines, results.slot, predictor.packed)
     numbers = (6, *predictor.hidden, 5.0, 0.0)
     decider = compiled.decider(*arrays, *numbers)
     state, wanted = bytearray(16 + 4 * 6), bytearray(count)
     for bad in (
-        (*arrays[:3], results.slot + 1, predictor.packed, *numbers),
-        (*arrays[:3], results.slot[::-1].copy(), predictor.packed, *numbers),
-        (*arrays[:4], predictor.packed[1:], *numbers),
+        (*arrays[:5], results.slot + 1, predictor.packed, *numbers),
+        (*arrays[:5], results.slot[::-1].copy(), predictor.packed, *numbers),
+        (*arrays[:6], predictor.packed[1:], *numbers),
         (*arrays[:1], results.branch_ms[1:], *arrays[2:], *numbers),
         (*arrays, 0, *numbers[1:]),
     ):
