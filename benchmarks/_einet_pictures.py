@@ -22,7 +22,7 @@ _DYNAMIC = (
     "sample-wise, raw",
     "sample-wise",
 )
-_BY_LAW = ("static 100%", "random, 100 plans", "hybrid, m=2", "best static", "sample-wise")
+_BY_LAW = ("static 100%", "best static", "sample-wise")
 _COLORS = (*_GREYS, _OURS)
 
 
@@ -135,10 +135,10 @@ def _laws(figures: Figures) -> Figure:
     laws = list(next(iter(figures.values()))["laws"])
     figure = Figure(figsize=(max(7.0, 1.35 * len(figures)), 2.6 * len(laws)), layout="constrained")
     for axes, law in zip(figure.subplots(len(laws), 1, sharex=True), laws, strict=True):
-        for index, (name, color) in enumerate(zip(_BY_LAW, (*_GREYS[:2], _OTHER, _GREYS[3], _OURS), strict=True)):
+        for index, (name, color) in enumerate(zip(_BY_LAW, (_GREYS[1], _GREYS[3], _OURS), strict=True)):
             rows = [said["laws"][law][name] for said in figures.values()]
-            places = [place + (index - 2) * 0.16 for place in range(len(rows))]
-            axes.bar(places, [row["killed"] for row in rows], width=0.147, color=color, label=name)
+            places = [place + (index - 1) * 0.26 for place in range(len(rows))]
+            axes.bar(places, [row["killed"] for row in rows], width=0.24, color=color, label=name)
         axes.set(ylabel=law, ylim=(0, 1))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _plain(axes, "y")

@@ -59,7 +59,7 @@ PREEMPTED_FROM_MS = 3.0  # of horizon; on shorter ones the 0.1 ms that waking a 
 TIMED = 1000  # inferences, to know what decisions take
 EVERYTHING, BEST, SAMPLEWISE, RAW = "static 100%", "best static", "sample-wise", "sample-wise, raw"
 RANDOM, HYBRID = f"random, {RANDOM_PLANS} plans", "hybrid, m=2"
-BY_LAW = (EVERYTHING, BEST, RANDOM, HYBRID, SAMPLEWISE)  # of Figure 12
+BY_LAW = (EVERYTHING, BEST, SAMPLEWISE)  # what is killed by normal laws too
 
 Figures = dict[str, Any]
 

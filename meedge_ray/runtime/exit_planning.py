@@ -80,7 +80,7 @@ def planner_for(
 
     Args:
         planning: "static", "samplewise", or "auto": sample by sample where the build found that it pays and the
-            predictor is there.
+            predictor is there, for the uniform law: for others a decision takes a hundred times as long.
         bundle: the model.
         profile: the device type's times.
         branches: all resident ones, in any order.
@@ -91,7 +91,7 @@ def planner_for(
     Raises:
         InvalidInputError: sample by sample is asked, and there is no predictor.
     """
-    pays = predictor is not None and bundle.predictor is not None and bundle.predictor.pays
+    pays = law is None and predictor is not None and bundle.predictor is not None and bundle.predictor.pays
     if planning == "samplewise" or (planning == "auto" and pays):
         if predictor is None:
             raise InvalidInputError(

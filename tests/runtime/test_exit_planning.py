@@ -2,16 +2,27 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from meedge_ray.domain.elastic import Predictor, Unit
 from meedge_ray.runtime.engine import Engine
-from meedge_ray.runtime.exit_planning import SamplewisePlanner, StaticPlanner, ThresholdPlanner, best_static
+from meedge_ray.runtime.exit_planning import (
+    SamplewisePlanner,
+    StaticPlanner,
+    ThresholdPlanner,
+    best_static,
+    planner_for,
+)
 from meedge_ray.search.exit_plan import plan_exits
+from meedge_ray.search.laws import normal_law
 from meedge_ray.search.predictor import ConfidencePredictor
 
+UNIT = Unit(sha256="0" * 64, size_bytes=1)
 ALL = ("exit0-small", "exit0-large", "exit1-small", "exit1-large", "exit2-small", "exit2-large")
 
 
@@ -144,3 +155,19 @@ def test_a_result_after_the_deadline_does_not_complete_a_plan(world: Any, sample
     assert placed(world, wants_first, *ALL).infer(samples[0]).ending == "completed"
     assert placed(world, wants_first, *ALL).infer(samples[0], deadline_ms=0).ending == "deadline"
     assert placed(world, StaticPlanner((False,) * 7), *ALL).infer(samples[0]).outputs == ()
+
+
+def test_auto_plans_sample_by_sample_only_where_that_was_found_to_pay(world: Any) -> None:
+    [profile] = world.bundle.profiles.values()
+    branches = [world.branch(name) for name in ALL]
+    ready = predictor(4)
+    law = normal_law(2.5, 1.0, horizon_ms=5.0)
+    for gain, chosen in ((0.05, "samplewise"), (-0.05, "static")):
+        said = Predictor(unit=UNIT, hidden=(2, 2), calibrations={}, error=0.1, gain=gain, gain_error=0.01)
+        bundle = replace(world.bundle, predictor=said)
+        plan = partial(planner_for, "auto", bundle, profile, branches, horizon_ms=5.0)
+        planner = plan(predictor=ready)
+        assert planner is not None
+        assert planner.name == chosen
+        for other in (plan(predictor=None), plan(predictor=ready, law=law)):
+            assert other is None or other.name == "static"
