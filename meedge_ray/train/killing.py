@@ -151,7 +151,9 @@ def run_under_kills(
             for runner in runners.values():
                 runner.kill(victims[part], times_ms[part], random, preemptor if preempting else None)
             report("evaluate", done + 1, _ROUNDS)
-    results = {each: runner.result(profile, horizon_ms, law) for each, runner in runners.items()}
+    one_of = {each.branches: runner for each, runner in runners.items()}  # exits score alike whatever the planner
+    scores = {branches: runner.scores() for branches, runner in one_of.items()}
+    results = {each: runner.result(scores[each.branches], profile, horizon_ms, law) for each, runner in runners.items()}
     right = np.array([runners[each].right for each in contenders])
     expected_of = {each: runner.expected(horizon_ms, law) for each, runner in runners.items()}
     expected = np.array([expected_of[each] for each in contenders])
@@ -226,9 +228,12 @@ class _Runner:
         )
         return mean_accuracy(curve, horizon_ms, law)
 
-    def result(self, profile: Profile, horizon_ms: float, law: Law | None) -> MethodResult:
+    def scores(self) -> Scores:
+        """Return the accuracy of every exit on the test samples."""
+        return scored(self._engine, self._test)
+
+    def result(self, scores: Scores, profile: Profile, horizon_ms: float, law: Law | None) -> MethodResult:
         """Put together what was measured."""
-        scores = scored(self._engine, self._test)
         by_sources: dict[tuple[str | None, ...], list[list[float]]] = defaultdict(list)
         for outputs in self._runs:
             at_ms = [min(output.at_ms, horizon_ms) for output in outputs]
