@@ -17,7 +17,7 @@ from meedge_ray.train.progress import Report
 _FEW = {"convolutions": [{"kind": "none"}], "fullyConnected": [{"pooledSize": 1}]}  # EINet's exits come besides
 
 
-_MNIST = MeedgeNetwork("alexnet", "mnist", Build(8000, 6), Backbone(3, 128, "0.0007", train_samples=20000))
+_MNIST = MeedgeNetwork("alexnet", "mnist", Build(8000, 6), Backbone(2, 128, "0.0007", train_samples=10000))
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Network:
 
 
 _BUILDS: dict[str, Frozen | Together] = {
-    "alexnet-mnist": Frozen("alexnet-mnist", 8000, 6),
+    "alexnet-mnist": Frozen("alexnet-mnist", 4000, 4),
     "alexnet": Frozen("alexnet-cifar10", 8000, 6),
-    "vgg16": Frozen("vgg16-cifar10", 8000, 5),
+    "vgg16": Frozen("vgg16-cifar10", 4000, 5),
     "resnet20": Frozen("resnet20-cifar10", 12000, 8, kills=5000),
-    "resnet56": Frozen("resnet56-cifar10", 8000, 6),
+    "resnet56": Frozen("resnet56-cifar10", 6000, 5),
     "msdnet21": Together("cifar10", {"blocks": 21, "step": 2, "base": 4, "channels": 16}, 10000, 8),
     "msdnet40": Together("cifar10", {"blocks": 40, "step": 1, "base": 4, "channels": 16}, 10000, 8),
 }
