@@ -27,7 +27,7 @@ from _results import RESULTS, write_results
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import read_bundle, unit_store
 from meedge_ray.cli.output import Bars, show, table
-from meedge_ray.domain.elastic import FINAL, Branch, Bundle, Calibration, Profile
+from meedge_ray.domain.elastic import FINAL, Branch, Bundle, Profile
 from meedge_ray.runtime.engine import Planner
 from meedge_ray.runtime.exit_planning import (
     SamplewisePlanner,
@@ -124,7 +124,7 @@ def planners(world: World, law: Law | None) -> dict[str, Planner]:
 
 
 def published(world: World, law: Law | None) -> Planner:
-    """Return sample-wise planning as EINet has it: confidences as they are, the predictor trained on these exits."""
+    """Return sample-wise planning by confidences as they are, foretold by a predictor of these exits alone."""
     store, bundle = unit_store(world.directory), world.bundle
     assert bundle.confidences is not None  # every bundle of today's format has them
     assert bundle.predictor is not None
@@ -134,9 +134,11 @@ def published(world: World, law: Law | None) -> Planner:
     for branch in world.branches:
         slots[branch.exit_index] = np.array([row_of[branch.name]])
     slots[-1] = np.array([row_of[FINAL]])
-    raw = dict.fromkeys(confidences.names, Calibration())
-    predictor = ConfidencePredictor.from_tensors(train_predictor(confidences, slots, raw).tensors)
-    uncalibrated = replace(bundle, predictor=replace(bundle.predictor, calibrations=raw))
+    sure = confidences.confidence.astype(np.float32)
+    predictor = ConfidencePredictor.from_tensors(
+        train_predictor(sure, sure, np.zeros(len(sure), np.float32), slots).tensors
+    )
+    uncalibrated = replace(bundle, predictor=replace(bundle.predictor, calibrations={}))
     return SamplewisePlanner(
         uncalibrated, world.profile, world.branches, predictor, horizon_ms=world.horizon_ms, law=law
     )
@@ -196,16 +198,16 @@ def skipping(world: World) -> list[Figures]:
     `expectation` is by the times and test accuracies of the same minutes, `planned` by profile and validation samples,
     which is what a planner goes by.
     """
-    results, accuracy = results_of(world.bundle, world.profile, world.branches)
+    results = results_of(world.bundle, world.profile, world.branches)
     plans = []
     for skipped in SKIPPED:
-        plan = np.zeros(len(accuracy), dtype=bool)
+        plan = np.zeros(len(results.accuracy), dtype=bool)
         plan[:: -(skipped + 1)] = True
         plans.append(plan)
     # Every test sample at least once: the truth is to differ from the expectation by the kill times alone.
     kills = max(world.kills, len(world.test))
     found, _ = world.under_kills([StaticPlanner(plan.tolist()) for plan in plans], None, kills)
-    times = (results.conv_ms, results.branch_ms, accuracy)
+    times = (results.conv_ms, results.branch_ms, results.accuracy)
     return [
         {
             "skipped": skipped,

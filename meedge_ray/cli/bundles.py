@@ -130,10 +130,7 @@ def _planning(bundle: Bundle) -> list[str]:
         return []
     chosen = "sample by sample" if predictor.pays else "with one plan for all samples"
     gain = f"{100 * predictor.gain:+.2f} +-{100 * predictor.gain_error:.2f} points"
-    return [
-        f"planning sample by sample gains {gain} over the best plan for all, confidences foretold within "
-        f"{predictor.error:.3f}: devices plan {chosen}"
-    ]
+    return [f"planning sample by sample gains {gain} over the best plan for all: devices plan {chosen}"]
 
 
 def infer(

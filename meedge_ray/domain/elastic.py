@@ -132,7 +132,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """A network that foretells the calibrated confidences of exits ahead from those already run (EINet IV-C).
+    """A network that foretells how likely exits are right from the confidences of those already run (EINet IV-C).
 
     It works over slots: every exit point, whichever branch runs there, then the final exit. `unit` is safetensors:
     float32 `weight0` [slots, hidden[0]], `bias0`, `weight1`, `bias1`, `weight2` [hidden[1], slots], `bias2`; a layer is
@@ -140,8 +140,9 @@ class Predictor:
 
     `calibrations` are those of every branch, and of the final exit by the name "". The network knows only the average
     branch of an exit: what goes in has the branch's offset taken off, what comes out gets it added. `error` is the root
-    mean squared error of predictions on held-out samples. `gain` is what planning by them sample by sample adds to the
-    mAE of the best static plan, on the same samples and after what it costs; `gain_error` is its standard error.
+    mean squared difference of foretold chances and what came, 1 or 0, on held-out samples. `gain` is what planning by
+    them sample by sample adds to the mAE of the best static plan, on the same samples and after what it costs;
+    `gain_error` is its standard error.
     """
 
     unit: Unit

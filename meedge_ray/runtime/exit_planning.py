@@ -61,8 +61,8 @@ def best_static(
         horizon_ms: the span in which the kill may come.
         law: of the kill's time; None is the uniform one.
     """
-    results, accuracy = results_of(bundle, profile, branches)
-    plan = plan_exits(results.conv_ms, results.branch_ms, accuracy, horizon_ms=horizon_ms, survival=law)
+    results = results_of(bundle, profile, branches)
+    plan = plan_exits(results.conv_ms, results.branch_ms, results.accuracy, horizon_ms=horizon_ms, survival=law)
     return StaticPlanner(plan.execute.tolist())
 
 
@@ -117,7 +117,7 @@ class ThresholdPlanner:
 
 
 class SamplewisePlanner:
-    """Predicts the confidences of the results ahead from those that came, and plans anew after each (EINet V).
+    """Predicts how likely the results ahead are right from those that came, and plans anew after each (EINet V).
 
     What a decision costs is measured when the planner is made, and counted in every plan.
     """
@@ -146,13 +146,13 @@ class SamplewisePlanner:
             law: of the kill's time; None is the uniform one.
             search: what plans; arguments as of `plan_exits`.
         """
-        results, accuracy = results_of(bundle, profile, branches)
+        results = results_of(bundle, profile, branches)
         decider = partial(Decider, results, predictor, horizon_ms=horizon_ms, law=law, search=search)
         self.replan_ms = _decision_ms(decider(), len(bundle.classes))
         # No decision follows the final exit: what a plan adds there is taken off before.
         results.conv_ms[-1] -= min(self.replan_ms, results.conv_ms[-1])
         self._decider = decider(replan_ms=self.replan_ms)
-        first = search(results.conv_ms, results.branch_ms, accuracy, **self._decider.settings)
+        first = search(results.conv_ms, results.branch_ms, results.accuracy, **self._decider.settings)
         self._first = first.execute.tolist()
 
     def begin(self) -> Decisions:
@@ -160,21 +160,21 @@ class SamplewisePlanner:
         return self._decider.begin(self._first)
 
 
-def results_of(bundle: Bundle, profile: Profile, branches: Collection[Branch]) -> tuple[Results, Floats]:
-    """Return the results that can come with these resident branches, and their accuracies [K + 1]."""
+def results_of(bundle: Bundle, profile: Profile, branches: Collection[Branch]) -> Results:
+    """Return the results that can come with these resident branches."""
     ordered = running_order(branches)
     slot = np.array([*(branch.exit_index for branch in ordered), len(bundle.blocks) - 1])
     known = {} if bundle.predictor is None else bundle.predictor.calibrations
     calibrations = [known.get(name, Calibration()) for name in (*(branch.name for branch in ordered), FINAL)]
-    results = Results(
+    return Results(
         slot=slot,
         conv_ms=np.diff(np.cumsum(profile.block_ms)[slot], prepend=0.0),
         branch_ms=np.array([*(profile.branch_ms[branch.name] for branch in ordered), 0.0]),
         slope=np.array([each.slope for each in calibrations]),
         bias=np.array([each.bias for each in calibrations]),
         offset=np.array([each.offset for each in calibrations]),
+        accuracy=np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy]),
     )
-    return results, np.array([*(branch.accuracy for branch in ordered), bundle.final_accuracy])
 
 
 class _UntilConfident:

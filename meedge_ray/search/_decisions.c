@@ -7,14 +7,15 @@
 typedef struct {
     Py_ssize_t results, slots, widths[PREDICTOR_LAYERS + 1];
     double horizon_ms, replan_ms;
-    double *conv_ms, *branch_ms, *slope, *bias, *offset;
+    double *conv_ms, *branch_ms, *slope, *bias, *offset, *accuracy;
     int64_t *slot;
     float *parameters;
 } Decider;
 
-/* What one inference has seen: how many slots are passed, the best confidence, and that of every slot. */
+/* What one inference has seen: how many slots are passed, which result is the answer so far, counted from 1, and the
+ * confidence of every slot. */
 typedef struct {
-    double known, best;
+    double known, answer;
     float seen[];
 } State;
 
@@ -22,7 +23,7 @@ typedef struct {
 
 static const char capsule_name[] = "meedge_ray.search.decider";
 
-enum { CONV, BRANCH, SLOPE, BIAS, OFFSET, SLOT, VIEWS };
+enum { CONV, BRANCH, SLOPE, BIAS, OFFSET, ACCURACY, SLOT, VIEWS };
 enum { PARAMETERS = VIEWS, SLOTS, HIDDEN0, HIDDEN1, HORIZON, REPLAN, ARGUMENTS };
 
 static void forget(PyObject *capsule)
@@ -64,6 +65,7 @@ static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, 
         .slope = (double *)(memory + SLOPE * column),
         .bias = (double *)(memory + BIAS * column),
         .offset = (double *)(memory + OFFSET * column),
+        .accuracy = (double *)(memory + ACCURACY * column),
         .slot = (int64_t *)(memory + SLOT * column),
         .parameters = (float *)(memory + VIEWS * column),
     };
@@ -76,14 +78,14 @@ static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, 
 }
 
 const char meedge_decider_doc[] =
-    "decider(conv_ms, branch_ms, slope, bias, offset, slot, parameters, slots, hidden0, hidden1, horizon_ms, replan_ms)\n"
+    "decider(conv_ms, branch_ms, slope, bias, offset, accuracy, slot, parameters, slots, hidden0, hidden1, horizon_ms, replan_ms)\n"
     "--\n\nReturn what `decide` needs; see meedge_ray.search.decisions.";
 
 PyObject *meedge_decider(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     static const Wanted wanted[] = {
-        {"conv_ms", "d", 8, 0, 0}, {"branch_ms", "d", 8, 0, 0}, {"slope", "d", 8, 0, 0},
-        {"bias", "d", 8, 0, 0},    {"offset", "d", 8, 0, 0},    {"slot", "lq", 8, 0, 0},
+        {"conv_ms", "d", 8, 0, 0}, {"branch_ms", "d", 8, 0, 0}, {"slope", "d", 8, 0, 0}, {"bias", "d", 8, 0, 0},
+        {"offset", "d", 8, 0, 0},  {"accuracy", "d", 8, 0, 0},  {"slot", "lq", 8, 0, 0},
     };
     static const Wanted wanted_parameters[] = {{"parameters", "f", 4, 0, 0}};
     if (nargs != ARGUMENTS) {
@@ -152,6 +154,11 @@ static double calibrated(const Decider *decider, Py_ssize_t result, double confi
     return 1.0 / (1.0 + exp(-(decider->slope[result] * log(inside / (1.0 - inside)) + decider->bias[result])));
 }
 
+static double chance_of(const Decider *decider, const double *predicted, Py_ssize_t result)
+{
+    return fmin(fmax(predicted[decider->slot[result]] + decider->offset[result], 0.0), 1.0);
+}
+
 /* Takes a result into the state, and fills `execute` behind it; 0 with an exception set. */
 static int decide(const Decider *decider, State *state, Py_ssize_t result, double confidence, double elapsed_ms,
                   unsigned char *execute)
@@ -171,21 +178,17 @@ static int decide(const Decider *decider, State *state, Py_ssize_t result, doubl
     for (const float last = known > 0 ? state->seen[known - 1] : 0.0f; known < slot; known++) {
         state->seen[known] = last;
     }
-    const double chance = calibrated(decider, result, confidence);
-    state->seen[slot] = (float)(chance - decider->offset[result]);
+    state->seen[slot] = (float)(calibrated(decider, result, confidence) - decider->offset[result]);
     state->known = (double)(slot + 1);
-    state->best = chance > state->best ? chance : state->best;
-    for (Py_ssize_t passed = 0; passed <= slot; passed++) {
-        predicted[passed] = state->seen[passed];
-    }
-    if (slot + 1 < slots) {
-        meedge_predict(decider->parameters, widths, state->seen, slot + 1, (float *)(ahead + results), predicted);
-    }
+    Py_ssize_t answer = (Py_ssize_t)state->answer - 1;
+    answer = answer < 0 || decider->accuracy[result] > decider->accuracy[answer] ? result : answer;
+    state->answer = (double)(answer + 1);
+    meedge_predict(decider->parameters, widths, state->seen, slot + 1, (float *)(ahead + results), predicted);
     for (Py_ssize_t later = result + 1; later < results; later++) {
-        const double sure = predicted[decider->slot[later]] + decider->offset[later];
-        ahead[later] = sure > 0.0 ? (sure < 1.0 ? sure : 1.0) : 0.0;
+        ahead[later] = chance_of(decider, predicted, later);
     }
-    const double numbers[] = {decider->horizon_ms, (double)(result + 1), elapsed_ms, state->best, decider->replan_ms};
+    const double best = chance_of(decider, predicted, answer);
+    const double numbers[] = {decider->horizon_ms, (double)(result + 1), elapsed_ms, best, decider->replan_ms};
     meedge_plan_ahead(decider->conv_ms, decider->branch_ms, ahead, results, numbers, space, execute);
     PyMem_RawFree(space);
     return 1;
@@ -224,6 +227,7 @@ PyObject *meedge_decide(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
     if (result < 0 || result >= decider->results || execute.len != decider->results ||
         state.len != (Py_ssize_t)sizeof(State) + 4 * decider->slots ||
         !(((State *)state.buf)->known >= 0.0 && ((State *)state.buf)->known <= (double)decider->slot[result] + 1.0) ||
+        !(((State *)state.buf)->answer >= 0.0 && ((State *)state.buf)->answer <= (double)result) ||
         !(elapsed_ms >= 0.0)) {
         PyErr_SetString(PyExc_ValueError, "no result that can come now");
     }

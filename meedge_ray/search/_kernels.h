@@ -84,7 +84,7 @@ PyObject *meedge_predict_confidences(PyObject *module, PyObject *const *args, Py
 extern const char meedge_predict_confidences_doc[];
 
 /* Defined in _predictor.c: the number of parameters of layers between such widths, -1 where there is none; and fills
- * `out` from `known`, which is below its length, on. `space` is for the outputs of all layers. */
+ * `out` from the `known` first of `seen`. `space` is for the outputs of all layers. */
 enum { PREDICTOR_LAYERS = 3 };
 Py_ssize_t meedge_parameters_of(const Py_ssize_t *widths);
 void meedge_predict(const float *parameters, const Py_ssize_t *widths, const float *seen, Py_ssize_t known, float *space,

@@ -8,17 +8,16 @@
 
 enum { LAYERS = PREDICTOR_LAYERS };
 
-/* Adds inputs [inputs] x weight to `sums`; a row of `weight` has `width` items, of which `sums` has the last `count`. */
-INLINE void add_product(const float *input, Py_ssize_t inputs, const float *weight, Py_ssize_t width,
-                        float *restrict sums, Py_ssize_t count)
+/* Adds inputs [inputs] x weight to `sums`; a row of `weight` has `width` items. */
+INLINE void add_product(const float *input, Py_ssize_t inputs, const float *weight, float *restrict sums,
+                        Py_ssize_t width)
 {
-    weight += width - count;
     for (Py_ssize_t i = 0; i < inputs; i++, weight += width) {
         const float value = input[i];
         if (value == 0.0f) {
             continue;
         }
-        for (Py_ssize_t j = 0; j < count; j++) {
+        for (Py_ssize_t j = 0; j < width; j++) {
             sums[j] += value * weight[j];
         }
     }
@@ -39,21 +38,20 @@ void meedge_predict(const float *parameters, const Py_ssize_t *widths, const flo
     Py_ssize_t inputs = known; /* what follows is 0 */
     for (int layer = 0; layer < LAYERS; layer++) {
         const Py_ssize_t rows = widths[layer], width = widths[layer + 1];
-        const Py_ssize_t count = layer == LAYERS - 1 ? width - known : width;
         const float *bias = parameters + rows * width;
-        memcpy(space, bias + width - count, (size_t)count * sizeof(float));
-        add_product(input, inputs, parameters, width, space, count);
+        memcpy(space, bias, (size_t)width * sizeof(float));
+        add_product(input, inputs, parameters, space, width);
         if (layer < LAYERS - 1) {
-            relu(space, count);
+            relu(space, width);
         }
         input = space;
-        inputs = count;
-        space += count;
+        inputs = width;
+        space += width;
         parameters = bias + width;
     }
     for (Py_ssize_t j = 0; j < inputs; j++) {
         const float value = input[j];
-        out[known + j] = value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f;
+        out[j] = value > 0.0f ? (value < 1.0f ? value : 1.0f) : 0.0f;
     }
 }
 
@@ -113,12 +111,7 @@ PyObject *meedge_predict_confidences(PyObject *Py_UNUSED(module), PyObject *cons
         PyErr_NoMemory();
     }
     else {
-        for (Py_ssize_t slot = 0; slot < known; slot++) {
-            out[slot] = seen[slot];
-        }
-        if (known < slots) {
-            meedge_predict(views[PARAMETERS].buf, widths, seen, known, space, out);
-        }
+        meedge_predict(views[PARAMETERS].buf, widths, seen, known, space, out);
     }
     PyMem_RawFree(space);
     meedge_release(views, VIEWS);

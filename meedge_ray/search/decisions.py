@@ -1,7 +1,7 @@
-"""A decision of sample-wise planning: from the results so far to the confidences ahead, and from those to a plan.
+"""A decision of sample-wise planning: from results so far to how likely each exit is right, and from that to a plan.
 
-The confidences ahead are predicted (EINet IV-C), then the exits behind the last result are planned anew (EINet V). Both
-are one compiled step where the law of the kill's time is uniform and `plan_exits` plans.
+What is ahead is predicted (EINet IV-C), then the exits behind the last result are planned anew (EINet V). Both are one
+compiled step where the law of the kill's time is uniform and `plan_exits` plans.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from meedge_ray.search.predictor import ConfidencePredictor
 Search = Callable[..., ExitPlan]
 
 SUREST = 1e-3  # nearer to 0 or 1 no confidence is told from another
-_STATE_NUMBERS = 2  # before what was seen: how many slots are passed, and the best confidence
+_STATE_NUMBERS = 2  # before what was seen: how many slots are passed, and the answer's result, counted from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Results:
     """The results that can come, in the order they would, the final one last; arrays of shape [K + 1].
 
     `slot` is the exit point of each, `conv_ms` the backbone's time from the result before. `slope`, `bias` and `offset`
-    are its `Calibration`.
+    are its `Calibration`. The answer at hand is the result with the highest `accuracy`, the earlier of equals.
     """
 
     slot: Integers
@@ -37,6 +37,7 @@ class Results:
     slope: Floats
     bias: Floats
     offset: Floats
+    accuracy: Floats
 
 
 class Decider:
@@ -99,18 +100,22 @@ class Decisions:
         seen = np.frombuffer(self._state, np.float32, offset=numbers.nbytes)
         known, slot = int(numbers[0]), int(results.slot[result])
         chance = float(calibrated(confidence, results.slope[result], results.bias[result]))
+        answer = int(numbers[1]) - 1
+        if answer < 0 or results.accuracy[result] > results.accuracy[answer]:
+            answer = result
         # Slots passed over have the confidence before them (EINet IV-C).
         seen[known:slot] = seen[known - 1] if known else 0.0
         seen[slot] = chance - results.offset[result]
-        numbers[:] = slot + 1, max(numbers[1], chance)
+        numbers[:] = slot + 1, answer + 1
         predicted = self._decider.predictor.predict(seen, slot + 1)
+        likely = np.clip(predicted[results.slot] + results.offset, 0.0, 1.0)
         plan = self._decider.search(
             results.conv_ms,
             results.branch_ms,
-            np.clip(predicted[results.slot] + results.offset, 0.0, 1.0),
+            likely,
             start=result + 1,
             elapsed_ms=elapsed_ms,
-            best_confidence=float(numbers[1]),
+            best_confidence=float(likely[answer]),
             **self._decider.settings,
         )
         self.wanted[result + 1 :] = plan.execute[result + 1 :].tobytes()
@@ -123,7 +128,7 @@ def calibrated(confidence: Any, slope: Any, bias: Any) -> Any:  # noqa: ANN401 -
 
 
 def _columns(results: Results) -> tuple[Floats, ...]:
-    return results.conv_ms, results.branch_ms, results.slope, results.bias, results.offset
+    return results.conv_ms, results.branch_ms, results.slope, results.bias, results.offset, results.accuracy
 
 
 def confidence_of(logits: NDArray[np.float32]) -> float:

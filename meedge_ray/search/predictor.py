@@ -1,4 +1,4 @@
-"""Foretells the confidences of exits ahead from those of exits already run (EINet IV-C)."""
+"""Foretells how likely exits are right from the confidences of exits already run (EINet IV-C)."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -54,14 +54,14 @@ class ConfidencePredictor:
         return cls(layers)
 
     def predict(self, seen: NDArray[np.float32], known: int) -> Floats:
-        """Return confidences [slots]: of the first `known` slots as they are, of the others predictions, 0..1.
+        """Return the chance [slots] that a result of each slot is right, 0..1, of passed ones too.
 
         They are those of an average branch of the slot: add the offset of the branch that is meant.
 
         Args:
-            seen: [slots], contiguous: the confidence of every passed slot that was run, less its branch's offset; the
-                same of the nearest earlier one where it was skipped, 0 before the first. What follows the `known`
-                first is not read.
+            seen: [slots], contiguous: the calibrated confidence of every passed slot that was run, less its branch's
+                offset; the same of the nearest earlier one where it was skipped, 0 before the first. What follows the
+                `known` first is not read.
             known: slots that are passed, 0 to all.
 
         Raises:
@@ -82,8 +82,7 @@ class ConfidencePredictor:
         (weight0, bias0), (weight1, bias1), (weight2, bias2) = self._layers
         values = np.maximum(seen[:known] @ weight0[:known] + bias0, 0)
         values = np.maximum(values @ weight1 + bias1, 0)
-        out[:known] = seen[:known]
-        out[known:] = np.clip(values @ weight2[:, known:] + bias2[known:], 0, 1)
+        out[:] = np.clip(values @ weight2 + bias2, 0, 1)
 
 
 def _refused(what: str) -> InvalidInputError:

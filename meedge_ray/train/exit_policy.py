@@ -44,7 +44,7 @@ class SimulatedExits:
 
     def __init__(self, bundle: Bundle, placer: Placer, resident: Sequence[Branch], confidences: Confidences) -> None:
         """Take the model, whose times count, the resident branches, and what every exit makes of every sample."""
-        self._results, self._accuracy = results_of(bundle, placer.profile, resident)
+        self._results = results_of(bundle, placer.profile, resident)
         self._horizon_ms, self._law = placer.horizon_ms, placer.law
         row_of = {name: row for row, name in enumerate(confidences.names)}
         rows = [row_of[name] for name in (*(branch.name for branch in running_order(resident)), FINAL)]
@@ -60,7 +60,7 @@ class SimulatedExits:
         replan_ms = planner.replan_ms if isinstance(planner, SamplewisePlanner) else 0.0
         now_ms, best = 0.0, -1.0
         curve: Curve = []
-        for result, accuracy in enumerate(self._accuracy.tolist()):
+        for result, accuracy in enumerate(results.accuracy.tolist()):
             now_ms += float(results.conv_ms[result])
             if not decisions.wanted[result]:
                 continue

@@ -1,14 +1,16 @@
-"""Trains the network that foretells the confidences of exits ahead (EINet IV-C).
+"""Trains the network that foretells how likely exits are right from the confidences of those already run (EINet IV-C).
 
 It works over slots: every exit point, whichever branch is resident there, then the final exit. So in training a branch
 is drawn for every sample and slot, slots are skipped at random, and a random one is the last that was run.
 
-Confidences are calibrated first: a plan is worth the accuracy it leads to, and raw confidences of branches that were
-trained for a short while say little of that. Which branch it was says nothing of the sample, so calibrated confidences
-are moved to have the slot's mean, by the branch's offset.
+EINet foretells the confidences ahead, and has the one at hand as it was seen. But a plan is worth the accuracy it leads
+to, of which confidences say little, least of branches that were trained for a short while. So here the label is whether
+an exit is right, of passed exits too, and confidences are calibrated before they go in. Which branch it was says
+nothing of the sample, so calibrated confidences are moved to have the slot's mean, by the branch's offset, and labels
+with them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -22,12 +24,11 @@ from torch import Tensor
 
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import FINAL, Bundle, Calibration, Predictor
+from meedge_ray.domain.elastic import FINAL, Bundle, Predictor
 from meedge_ray.search.inputs import Integers
 from meedge_ray.search.predictor import ConfidencePredictor
 from meedge_ray.train.calibration import chances, fit_calibrations
 from meedge_ray.train.confidences import (
-    Confidences,
     measure_confidences,
     read_confidences,
     write_confidences,
@@ -89,7 +90,9 @@ def with_predictor(
     confidences = read_confidences(path)
     slots = slots_of(bundle, confidences.names)
     calibrations = fit_calibrations(confidences, slots)
-    trained = train_predictor(confidences, slots, calibrations, seed=seed, report=report)
+    offsets = np.array([calibrations[name].offset for name in confidences.names], np.float32)
+    seen, right = chances(confidences, calibrations), confidences.right - offsets[:, None]
+    trained = train_predictor(seen, right, offsets, slots, seed=seed, report=report)
     unit = store.put(save(trained.tensors))
     predictor = Predictor(unit=unit, hidden=HIDDEN, error=trained.error, calibrations=calibrations)
     whole = replace(bundle, confidences=store.put(path.read_bytes()), predictor=predictor)
@@ -107,9 +110,10 @@ def slots_of(bundle: Bundle, names: Sequence[str]) -> list[Integers]:
 
 
 def train_predictor(
-    confidences: Confidences,
+    seen: NDArray[np.float32],
+    foretold: NDArray[np.float32],
+    offsets: NDArray[np.float32],
     slots: Sequence[Integers],
-    calibrations: Mapping[str, Calibration],
     *,
     hidden: tuple[int, int] = HIDDEN,
     seed: int = 0,
@@ -120,20 +124,20 @@ def train_predictor(
     On one machine the same seed gives the same bits.
 
     Args:
-        confidences: of all exits.
+        seen: of every exit and sample what its result tells, less the exit's offset [exits, samples].
+        foretold: what is to be predicted of it, less the offset [exits, samples].
+        offsets: [exits].
         slots: rows of every slot's branches; a slot may have none, the last has the final exit.
-        calibrations: of all exits by name.
         hidden: widths of the hidden layers.
         seed: of the split, of the first weights and of what is drawn.
         report: told the progress.
     """
     # Widths and steps take no part in what the error is measured on.
     random, later = np.random.default_rng(seed).spawn(2)
-    order = random.permutation(confidences.confidence.shape[1])
+    order = random.permutation(seen.shape[1])
     held_out = order[: max(1, len(order) // _HELD_OUT)]
     learnt = order[len(held_out) :] if len(order) > 1 else order
-    offsets = np.array([calibrations[name].offset for name in confidences.names], np.float32)
-    situations = _Situations(chances(confidences, calibrations), offsets, slots, learnt)
+    situations = _Situations(seen, foretold, offsets, slots, learnt)
     parameters = _first_parameters((len(slots), *hidden, len(slots)), situations.means, random)
     flat = [part for layer in parameters for part in layer]
     optimizer = torch.optim.Adam(flat, _LEARNING_RATE)
@@ -171,7 +175,8 @@ class _Situations:
 
     def __init__(
         self,
-        confidence: NDArray[np.float32],
+        told: NDArray[np.float32],
+        foretold: NDArray[np.float32],
         offsets: NDArray[np.float32],
         slots: Sequence[Integers],
         learnt: Integers,
@@ -180,8 +185,8 @@ class _Situations:
         self.means = np.zeros(len(slots), np.float32)
         for slot, rows in enumerate(slots):
             if len(rows):
-                self.means[slot] = confidence[np.ix_(rows, learnt)].mean()
-        self._confidence, self._offsets = confidence, offsets
+                self.means[slot] = foretold[np.ix_(rows, learnt)].mean()
+        self._told, self._foretold, self._offsets = told, foretold, offsets
         self._rows = np.stack([np.resize(rows if len(rows) else [0], self._count.max()) for rows in slots])
         # Asked before anything was run, and after every output.
         self._known = np.flatnonzero(np.concatenate([[True], self._count[:-1] > 0]))
@@ -191,15 +196,16 @@ class _Situations:
         size, slots = len(samples), np.arange(len(self._count))
         drawn = (random.random((size, len(slots))) * self._count).astype(np.int64)
         branch = self._rows[slots, drawn]
-        label = self._confidence[branch, samples[:, None]]
+        told = self._told[branch, samples[:, None]]
         known = random.choice(self._known, (size, 1))
         # Few skipped slots are as likely as many.
         run = random.random((size, len(slots))) < random.random((size, 1))
         run = (run | (slots == known - 1)) & (self._count > 0) & (slots < known)
         last = np.maximum.accumulate(np.where(run, slots, -1), axis=1)
-        filled = np.take_along_axis(label, np.maximum(last, 0), axis=1)
+        filled = np.take_along_axis(told, np.maximum(last, 0), axis=1)
         seen = np.where((last >= 0) & (slots < known), filled, np.float32(0))
-        mask = ((slots >= known) & (self._count > 0)).astype(np.float32)
+        label = self._foretold[branch, samples[:, None]]
+        mask = (run | (slots >= known) & (self._count > 0)).astype(np.float32)
         return _Batch(*(torch.from_numpy(part) for part in (seen, label, mask, self._offsets[branch])))
 
 
@@ -226,7 +232,7 @@ def _predicted(parameters: _Parameters, seen: Tensor) -> Tensor:
 
 
 def _squared_error(predicted: Tensor, label: Tensor, mask: Tensor) -> Tensor:
-    # What was passed is known: only errors ahead count (EINet, equation 3).
+    # Of slots that were skipped, no result is at hand or ahead (EINet, equation 3, leaves out all that were passed).
     return (mask * (predicted - label) ** 2).sum() / mask.sum()
 
 

@@ -27,7 +27,7 @@ ALL = ("exit0-small", "exit0-large", "exit1-small", "exit1-large", "exit2-small"
 
 
 def predictor(slots: int, *, says: Sequence[float] | None = None, follows: float = 0.0) -> ConfidencePredictor:
-    """Says the same numbers of every sample, plus `follows` times the first slot's confidence."""
+    """Says the same numbers of every sample, and of all slots but the first `follows` times its confidence more."""
     hidden = 2
     tensors = {
         "weight0": np.zeros((slots, hidden), np.float32),
@@ -38,7 +38,7 @@ def predictor(slots: int, *, says: Sequence[float] | None = None, follows: float
         "bias2": np.asarray([0.5] * slots if says is None else says, np.float32),
     }
     tensors["weight0"][0, 0] = 1
-    tensors["weight2"][0, :] = follows
+    tensors["weight2"][0, 1:] = follows
     return ConfidencePredictor.from_tensors(tensors)
 
 
@@ -99,7 +99,7 @@ def test_plans_differ_from_sample_to_sample_and_threads_do_not_mix_them(world: A
     [profile] = world.bundle.profiles.values()
     branches = [world.branch(name) for name in ALL]
     # The surer the first result is, the more is promised of the others.
-    grows = predictor(4, says=[-1, -1, -1, -1], follows=2.2)
+    grows = predictor(4, says=[0.3, -1, -1, -1], follows=2.2)
     planner = SamplewisePlanner(world.bundle, profile, branches, grows, horizon_ms=5.0)
     engine = placed(world, planner, *ALL)
     samples = np.random.default_rng(2).integers(0, 256, (40, 2, 4, 4), dtype=np.uint8)

@@ -27,8 +27,8 @@ def world(seed: int, slots: int) -> tuple[Results, ConfidencePredictor, np.rando
     # Some slots have no branch, some have two.
     slot = np.sort(np.append(random.integers(0, slots - 1, random.integers(1, slots)), slots - 1))
     conv_ms = random.random(len(slot)) * (np.diff(slot, prepend=-1) > 0)
-    branch_ms, slope, bias, offset = random.random((4, len(slot)))
-    results = Results(slot, conv_ms, branch_ms, slope + 0.5, bias - 0.5, (offset - 0.5) / 2)
+    branch_ms, slope, bias, offset, accuracy = random.random((5, len(slot)))
+    results = Results(slot, conv_ms, branch_ms, slope + 0.5, bias - 0.5, (offset - 0.5) / 2, accuracy)
     return results, ConfidencePredictor.from_tensors(tensors), random
 
 
@@ -82,7 +82,12 @@ def test_another_search_plans_where_it_is_asked_for() -> None:
     decisions.after(0, 0.5, 1.5)
     [rest] = asked
     assert (rest["start"], rest["elapsed_ms"], rest["replan_ms"]) == (1, 1.5, 0.25)
-    assert rest["best_confidence"] == pytest.approx(1 / (1 + np.exp(-results.bias[0])))  # a coin's confidence
+    chance = 1 / (1 + np.exp(-results.bias[0]))  # of a confidence of a half
+    seen = np.zeros(8, np.float32)
+    seen[: results.slot[0] + 1] = 0
+    seen[results.slot[0]] = chance - results.offset[0]
+    likely = predictor.predict(seen, int(results.slot[0]) + 1)[results.slot[0]] + results.offset[0]
+    assert rest["best_confidence"] == pytest.approx(np.clip(likely, 0, 1))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -113,15 +118,15 @@ def test_the_compiled_step_refuses_what_would_break_it() -> None:
     count = len(results.slot)
     compiled = native.kernels
     assert compiled is not None
-    lines = (results.slope, results.bias, results.offset)
+    lines = (results.slope, results.bias, results.offset, results.accuracy)
     arrays = (results.conv_ms, results.branch_ms, *lines, results.slot, predictor.packed)
     numbers = (6, *predictor.hidden, 5.0, 0.0)
     decider = compiled.decider(*arrays, *numbers)
     state, wanted = bytearray(16 + 4 * 6), bytearray(count)
     for bad in (
-        (*arrays[:5], results.slot + 1, predictor.packed, *numbers),
-        (*arrays[:5], results.slot[::-1].copy(), predictor.packed, *numbers),
-        (*arrays[:6], predictor.packed[1:], *numbers),
+        (*arrays[:6], results.slot + 1, predictor.packed, *numbers),
+        (*arrays[:6], results.slot[::-1].copy(), predictor.packed, *numbers),
+        (*arrays[:7], predictor.packed[1:], *numbers),
         (*arrays[:1], results.branch_ms[1:], *arrays[2:], *numbers),
         (*arrays, 0, *numbers[1:]),
     ):
@@ -136,6 +141,7 @@ def test_the_compiled_step_refuses_what_would_break_it() -> None:
         {"logits": np.zeros(3)},
         {"logits": np.zeros(0, np.float32)},
         {"state": bytearray(np.array([7.0, 0.0]).tobytes()) + state[16:]},
+        {"state": bytearray(np.array([0.0, 99.0]).tobytes()) + state[16:]},
     ):
         given_ = {"state": state, "wanted": wanted, "result": 0, "logits": 0.5, "elapsed_ms": 0.0} | changed
         with pytest.raises(ValueError):  # noqa: PT011

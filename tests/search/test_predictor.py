@@ -46,7 +46,6 @@ def test_the_kernel_and_its_twin_predict_alike(slots: int, hidden: tuple[int, in
         patch.setattr(native, "kernels", None)
         plain = predictor.predict(seen, known)
     np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-5)
-    assert (compiled[:known] == seen[:known]).all()
     assert compiled.dtype == plain.dtype == np.float64
     assert ((compiled >= 0) & (compiled <= 1)).all()
 
@@ -64,7 +63,6 @@ def test_predictions_are_what_torch_makes_of_the_layers(kernels: str) -> None:
         seen = seen_by(9, known, known)
         with torch.no_grad():
             expected = torch.nn.Sequential(*layers)(torch.from_numpy(seen)).clamp(0, 1).numpy()
-        expected[:known] = seen[:known]
         np.testing.assert_allclose(predictor.predict(seen, known), expected, rtol=0, atol=1e-5)
 
 
