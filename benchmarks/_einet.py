@@ -27,7 +27,7 @@ class Frozen:
     backbone: str
     train_samples: int
     epochs: int
-    kills: int = 2000
+    kills: int = 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Together:
     arguments: dict[str, int]
     train_samples: int
     epochs: int
-    kills: int = 2000
+    kills: int = 1000
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ _BUILDS: dict[str, Frozen | Together] = {
     "alexnet-mnist": Frozen("alexnet-mnist", 4000, 4),
     "alexnet": Frozen("alexnet-cifar10", 8000, 6),
     "vgg16": Frozen("vgg16-cifar10", 4000, 5),
-    "resnet20": Frozen("resnet20-cifar10", 12000, 8, kills=5000),
+    "resnet20": Frozen("resnet20-cifar10", 12000, 8, kills=4000),
     "resnet56": Frozen("resnet56-cifar10", 6000, 5),
     "msdnet21": Together("cifar10", {"blocks": 21, "step": 2, "base": 4, "channels": 16}, 10000, 8),
     "msdnet40": Together("cifar10", {"blocks": 40, "step": 1, "base": 4, "channels": 16}, 10000, 8),
