@@ -6,6 +6,7 @@ compiled step where the law of the kill's time is uniform and `plan_exits` plans
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from typing import Any
 
@@ -65,11 +66,11 @@ class Decider:
         """
         self.results, self.predictor, self.search = results, predictor, search
         self.settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": replan_ms}
-        self.compiled: Any = None
+        self.compiled: Callable[..., None] | None = None
         if native.kernels is not None and law is None and search is plan_exits:
             arrays = (*_columns(results), results.slot, predictor.packed)
             numbers = (predictor.slots, *predictor.hidden, horizon_ms, replan_ms)
-            self.compiled = native.kernels.decider(*arrays, *numbers)
+            self.compiled = partial(native.kernels.decide, native.kernels.decider(*arrays, *numbers))
 
     def begin(self, first: Sequence[int]) -> "Decisions":
         """Return the decisions of an inference that goes for the results of a first plan."""
@@ -90,7 +91,7 @@ class Decisions:
         """Predict what is ahead and plan it, after a result with these logits, or with this confidence."""
         decider = self._decider
         if decider.compiled is not None:
-            native.kernels.decide(decider.compiled, self._state, self.wanted, result, logits, elapsed_ms)  # type: ignore[union-attr]  # it is there if `compiled` is
+            decider.compiled(self._state, self.wanted, result, logits, elapsed_ms)
         else:
             self._decide(result, logits if isinstance(logits, float) else confidence_of(logits), elapsed_ms)
 
