@@ -14,6 +14,7 @@ _GREYS = ("#d9d9d9", "#bdbdbd", "#8f8f8f", "#5f5f5f")
 _OURS, _OTHER, _THIRD = "#1f6fb4", "#e08214", "#4d9221"
 _STATIC = ("static 25%", "static 50%", "static 100%", "best static", "sample-wise")
 _DYNAMIC = (
+    "best static",
     "threshold 0.5",
     "threshold 0.7",
     "threshold 0.9",
@@ -88,6 +89,7 @@ def _dynamic(figures: Figures) -> Figure:
     figure = Figure(figsize=(max(7.0, 1.35 * len(figures)), 4.0), layout="constrained")
     axes = figure.subplots()
     looks = (
+        ("X", "black"),
         *zip(("v", "<", "^"), _GREYS[1:], strict=True),
         ("s", _THIRD),
         ("D", _OTHER),
@@ -97,7 +99,7 @@ def _dynamic(figures: Figures) -> Figure:
     for index, (name, (marker, color)) in enumerate(zip(_DYNAMIC, looks, strict=True)):
         rows = [said["laws"]["uniform"][name] for said in figures.values()]
         axes.errorbar(
-            [place + (index - (len(_DYNAMIC) - 1) / 2) * 0.13 for place in range(len(rows))],
+            [place + (index - (len(_DYNAMIC) - 1) / 2) * 0.12 for place in range(len(rows))],
             [100 * row["over_everything"] for row in rows],
             yerr=[100 * row["over_everything_error"] for row in rows],
             fmt=marker,
@@ -109,7 +111,7 @@ def _dynamic(figures: Figures) -> Figure:
     axes.set_xticks(range(len(figures)), [name.replace("-mnist", "\nMNIST") for name in figures])
     axes.set_ylabel("points over running all exits")
     _plain(axes, "y")
-    figure.legend(loc="outside upper center", ncols=len(_DYNAMIC), frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
