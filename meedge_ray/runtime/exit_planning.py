@@ -80,7 +80,7 @@ def planner_for(
 
     Args:
         planning: "static", "samplewise", or "auto": sample by sample where the build found that it pays and the
-            predictor is there, for the uniform law: for others a decision takes a hundred times as long.
+            predictor is there, for the uniform law: for others a decision takes up to eighty times as long.
         bundle: the model.
         profile: the device type's times.
         branches: all resident ones, in any order.

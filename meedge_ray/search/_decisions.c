@@ -9,6 +9,7 @@ typedef struct {
     double horizon_ms, replan_ms;
     double *conv_ms, *branch_ms, *slope, *bias, *offset, *accuracy;
     int64_t *slot;
+    MeedgeLaw law; /* without points it is the uniform one */
     float *parameters;
 } Decider;
 
@@ -24,7 +25,7 @@ typedef struct {
 static const char capsule_name[] = "meedge_ray.search.decider";
 
 enum { CONV, BRANCH, SLOPE, BIAS, OFFSET, ACCURACY, SLOT, VIEWS };
-enum { PARAMETERS = VIEWS, SLOTS, HIDDEN0, HIDDEN1, HORIZON, REPLAN, ARGUMENTS };
+enum { PARAMETERS = VIEWS, CHANCE, SLOTS, HIDDEN0, HIDDEN1, HORIZON, REPLAN, STEEPNESS, ARGUMENTS };
 
 static void forget(PyObject *capsule)
 {
@@ -32,9 +33,10 @@ static void forget(PyObject *capsule)
 }
 
 /* The decider of arguments that were read, or NULL with an exception set. */
-static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, const Py_ssize_t *widths,
-                           double horizon_ms, double replan_ms)
+static Decider *decider_of(const Py_buffer *views, const Py_ssize_t *widths, double horizon_ms, double replan_ms,
+                           double steepness)
 {
+    const Py_buffer *parameters = &views[PARAMETERS], *chance = &views[CHANCE];
     const Py_ssize_t results = views[CONV].shape[0];
     if (meedge_parameters_of(widths) != parameters->shape[0]) {
         PyErr_SetString(PyExc_ValueError, "parameters: not as many as the widths make");
@@ -48,7 +50,7 @@ static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, 
         }
     }
     const size_t column = (size_t)results * 8;
-    char *memory = PyMem_RawMalloc(sizeof(Decider) + VIEWS * column + (size_t)parameters->len);
+    char *memory = PyMem_RawMalloc(sizeof(Decider) + VIEWS * column + (size_t)(chance->len + parameters->len));
     if (memory == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -67,18 +69,21 @@ static Decider *decider_of(const Py_buffer *views, const Py_buffer *parameters, 
         .offset = (double *)(memory + OFFSET * column),
         .accuracy = (double *)(memory + ACCURACY * column),
         .slot = (int64_t *)(memory + SLOT * column),
-        .parameters = (float *)(memory + VIEWS * column),
+        .law = {(double *)(memory + VIEWS * column), chance->shape[0], steepness},
+        .parameters = (float *)(memory + VIEWS * column + (size_t)chance->len),
     };
     memcpy(decider->widths, widths, sizeof decider->widths);
     for (int view = 0; view < VIEWS; view++) {
         memcpy(memory + (size_t)view * column, views[view].buf, column);
     }
+    memcpy(memory + VIEWS * column, chance->buf, (size_t)chance->len);
     memcpy(decider->parameters, parameters->buf, (size_t)parameters->len);
     return decider;
 }
 
 const char meedge_decider_doc[] =
-    "decider(conv_ms, branch_ms, slope, bias, offset, accuracy, slot, parameters, slots, hidden0, hidden1, horizon_ms, replan_ms)\n"
+    "decider(conv_ms, branch_ms, slope, bias, offset, accuracy, slot, parameters, chance, slots, hidden0, hidden1, "
+    "horizon_ms, replan_ms, steepness)\n"
     "--\n\nReturn what `decide` needs; see meedge_ray.search.decisions.";
 
 PyObject *meedge_decider(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -87,17 +92,18 @@ PyObject *meedge_decider(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
         {"conv_ms", "d", 8, 0, 0}, {"branch_ms", "d", 8, 0, 0}, {"slope", "d", 8, 0, 0}, {"bias", "d", 8, 0, 0},
         {"offset", "d", 8, 0, 0},  {"accuracy", "d", 8, 0, 0},  {"slot", "lq", 8, 0, 0},
     };
-    static const Wanted wanted_parameters[] = {{"parameters", "f", 4, 0, 0}};
+    static const Wanted wanted_parameters[] = {{"parameters", "f", 4, 0, 0}}, wanted_law[] = {{"chance", "d", 8, 0, 0}};
     if (nargs != ARGUMENTS) {
         return PyErr_Format(PyExc_TypeError, "decider() takes %d arguments, got %zd", ARGUMENTS, nargs);
     }
     const Py_ssize_t slots = PyLong_AsSsize_t(args[SLOTS]);
     const Py_ssize_t widths[] = {slots, PyLong_AsSsize_t(args[HIDDEN0]), PyLong_AsSsize_t(args[HIDDEN1]), slots};
     const double horizon_ms = PyFloat_AsDouble(args[HORIZON]), replan_ms = PyFloat_AsDouble(args[REPLAN]);
+    const double steepness = PyFloat_AsDouble(args[STEEPNESS]);
     if (PyErr_Occurred()) {
         return NULL;
     }
-    Py_buffer views[VIEWS + 1];
+    Py_buffer views[VIEWS + 2];
     if (meedge_borrow(args, views, wanted, VIEWS) < 0) {
         return NULL;
     }
@@ -105,8 +111,12 @@ PyObject *meedge_decider(PyObject *Py_UNUSED(module), PyObject *const *args, Py_
         meedge_release(views, VIEWS);
         return NULL;
     }
-    Decider *decider = decider_of(views, &views[PARAMETERS], widths, horizon_ms, replan_ms);
-    meedge_release(views, VIEWS + 1);
+    if (meedge_borrow(args + CHANCE, views + CHANCE, wanted_law, 1) < 0) {
+        meedge_release(views, VIEWS + 1);
+        return NULL;
+    }
+    Decider *decider = decider_of(views, widths, horizon_ms, replan_ms, steepness);
+    meedge_release(views, VIEWS + 2);
     PyObject *capsule = decider ? PyCapsule_New(decider, capsule_name, forget) : NULL;
     if (capsule == NULL) {
         PyMem_RawFree(decider);
@@ -189,9 +199,16 @@ static int decide(const Decider *decider, State *state, Py_ssize_t result, doubl
     }
     const double best = chance_of(decider, predicted, answer);
     const double numbers[] = {decider->horizon_ms, (double)(result + 1), elapsed_ms, best, decider->replan_ms};
-    meedge_plan_ahead(decider->conv_ms, decider->branch_ms, ahead, results, numbers, space, execute);
+    int done = 1;
+    if (decider->law.points > 0) {
+        done = meedge_plan_ahead_by_law(decider->conv_ms, decider->branch_ms, ahead, results, numbers, &decider->law,
+                                        space, execute);
+    }
+    else {
+        meedge_plan_ahead(decider->conv_ms, decider->branch_ms, ahead, results, numbers, space, execute);
+    }
     PyMem_RawFree(space);
-    return 1;
+    return done;
 }
 
 const char meedge_decide_doc[] =

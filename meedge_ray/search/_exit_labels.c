@@ -34,6 +34,14 @@ typedef struct {
     double steepness;
 } Exits;
 
+/* A law: a function of Python's, asked through `times`, a writable array of its own; or a table where there is one. */
+typedef struct {
+    PyObject *function, *times;
+    double *window;
+    Py_ssize_t width;
+    const MeedgeLaw *table;
+} Law;
+
 enum { LABEL_COLUMNS = 5, COLUMNS = 2 * LABEL_COLUMNS + 3 + 3 + 1 + 1 + POOL_COLUMNS + 1, FIRST_ROOM = 256 };
 
 static Plans plans_in(double *columns, Py_ssize_t room)
@@ -99,15 +107,28 @@ static int64_t add_node(Tree *tree, int64_t parent, Py_ssize_t exit)
     return tree->count++;
 }
 
-/* Fills `chance` with the law at all `times`, through `buffer`, an array of Python's; 0 with an exception set. */
-static int ask(PyObject *law, PyObject *buffer, double *window, Py_ssize_t width, const Space *space, Py_ssize_t count)
+static double looked_up(const MeedgeLaw *law, double time)
+{
+    const double place = time * (double)(law->points - 1);
+    const Py_ssize_t before = (Py_ssize_t)place;
+    if (!(time < 1.0) || before >= law->points - 1) {
+        return law->chance[law->points - 1];
+    }
+    return law->chance[before] + (place - (double)before) * (law->chance[before + 1] - law->chance[before]);
+}
+
+/* Fills `chance` with the law at all `times`; 0 with an exception set. */
+static int ask(const Law *law, const Space *space, Py_ssize_t count)
 {
     static const Wanted wanted[] = {{"survival", "d", 8, 0, 0}};
-    for (Py_ssize_t start = 0; start < count; start += width) {
-        const Py_ssize_t part = count - start < width ? count - start : width;
-        memcpy(window, space->times + start, (size_t)part * 8);
-        PyObject *times = PySequence_GetSlice(buffer, 0, part);
-        PyObject *chance = times ? PyObject_CallOneArg(law, times) : NULL;
+    for (Py_ssize_t place = 0; law->table != NULL && place < count; place++) {
+        space->chance[place] = looked_up(law->table, space->times[place]);
+    }
+    for (Py_ssize_t start = 0; law->table == NULL && start < count; start += law->width) {
+        const Py_ssize_t part = count - start < law->width ? count - start : law->width;
+        memcpy(law->window, space->times + start, (size_t)part * 8);
+        PyObject *times = PySequence_GetSlice(law->times, 0, part);
+        PyObject *chance = times ? PyObject_CallOneArg(law->function, times) : NULL;
         Py_XDECREF(times);
         Py_buffer view;
         if (chance == NULL || meedge_borrow(&chance, &view, wanted, 1) < 0) {
@@ -204,8 +225,7 @@ static void keep_needed(const Exits *exits, Py_ssize_t exit, Space *space)
 }
 
 /* Fills `execute` with the best plan; 0 with an exception set. */
-static int plan(const Exits *exits, PyObject *law, PyObject *buffer, const Py_buffer *window, Space *space, Tree *tree,
-                double at_hand, unsigned char *execute)
+static int search(const Exits *exits, const Law *law, Space *space, Tree *tree, double at_hand, unsigned char *execute)
 {
     for (Py_ssize_t exit = 0; exit < exits->count; exit++) {
         if (!(exits->confidence[exit] > at_hand)) {
@@ -221,7 +241,7 @@ static int plan(const Exits *exits, PyObject *law, PyObject *buffer, const Py_bu
             space->times[count + place] = exits->earliest[exit] + spent;
             space->times[2 * count + place] = exits->earliest[exit] + longer;
         }
-        if (!ask(law, buffer, window->buf, window->shape[0], space, 3 * count)) {
+        if (!ask(law, space, 3 * count)) {
             return 0;
         }
         const int added = run_exit(exits, exit, space, tree);
@@ -241,6 +261,43 @@ static int plan(const Exits *exits, PyObject *law, PyObject *buffer, const Py_bu
         execute[tree->exit[node]] = 1;
     }
     return 1;
+}
+
+/* The best plan where `value` is that of the confidence `at_hand` alone; 0 with an exception set. */
+static int plan(const Exits *exits, const Law *law, double at_hand, double value, unsigned char *execute)
+{
+    Space space = {.room = 0};
+    Tree tree = {.room = 0};
+    int done = 0;
+    if (grow_space(&space, FIRST_ROOM) && add_node(&tree, 0, 0) == 0) {
+        put(&space.now, 0.0, value, at_hand, 0.0, 0);
+        done = search(exits, law, &space, &tree, at_hand, execute);
+    }
+    PyMem_RawFree(space.memory);
+    PyMem_RawFree(tree.parent);
+    PyMem_RawFree(tree.exit);
+    return done;
+}
+
+int meedge_plan_ahead_by_law(const double *conv_ms, const double *branch_ms, const double *confidence,
+                             Py_ssize_t total, const double *numbers, const MeedgeLaw *law, double *space,
+                             unsigned char *execute)
+{
+    enum { START = 1, BEST = 3 }; /* of the numbers */
+    const Py_ssize_t start = (Py_ssize_t)numbers[START], count = total - start;
+    double *reach = space, *cost = space + count, *earliest = space + 2 * count, *top = space + 3 * count;
+    const double elapsed = meedge_lay_out(conv_ms, branch_ms, total, numbers, reach, cost);
+    double first = 0.0, highest = 0.0; /* of the exits behind; the last has none */
+    for (Py_ssize_t exit = count - 1; exit >= 0; exit--) {
+        const double alone = reach[exit] + cost[exit], confidence_here = confidence[start + exit];
+        earliest[exit] = first;
+        top[exit] = highest;
+        first = exit == count - 1 || alone < first ? alone : first;
+        highest = confidence_here > highest ? confidence_here : highest;
+    }
+    const Exits exits = {reach, cost, confidence + start, earliest, top, count, law->steepness};
+    const Law by_table = {.table = law};
+    return plan(&exits, &by_table, numbers[BEST], numbers[BEST] * looked_up(law, elapsed), execute + start);
 }
 
 const char meedge_plan_by_law_doc[] =
@@ -273,19 +330,14 @@ PyObject *meedge_plan_by_law(PyObject *Py_UNUSED(module), PyObject *const *args,
     }
     const Exits exits = {views[0].buf, views[1].buf, views[2].buf, views[3].buf, views[4].buf, views[0].shape[0],
                          steepness};
-    Space space = {.room = 0};
-    Tree tree = {.room = 0};
+    const Law law = {args[LAW], args[TIMES], times.buf, times.shape[0], NULL};
     int done = 0;
     if (times.shape[0] == 0) {
         PyErr_SetString(PyExc_ValueError, "times: no room");
     }
-    else if (grow_space(&space, FIRST_ROOM) && add_node(&tree, 0, 0) == 0) {
-        put(&space.now, 0.0, value, best, 0.0, 0);
-        done = plan(&exits, args[LAW], args[TIMES], &times, &space, &tree, best, views[VIEWS - 1].buf);
+    else {
+        done = plan(&exits, &law, best, value, views[VIEWS - 1].buf);
     }
-    PyMem_RawFree(space.memory);
-    PyMem_RawFree(tree.parent);
-    PyMem_RawFree(tree.exit);
     meedge_release(&times, 1);
     meedge_release(views, VIEWS);
     if (!done) {

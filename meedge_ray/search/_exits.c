@@ -253,9 +253,8 @@ static int read_numbers(PyObject *const *args, double *numbers)
     return 1;
 }
 
-/* Fills `exits`, whose arrays have room for all; a horizon of 0 is the sum of all times. */
-static void lay_out(const double *conv_ms, const double *branch_ms, const double *confidence, Py_ssize_t total,
-                    const double *numbers, Exits *exits)
+double meedge_lay_out(const double *conv_ms, const double *branch_ms, Py_ssize_t total, const double *numbers,
+                      double *reach, double *cost)
 {
     double horizon_ms = numbers[HORIZON];
     if (horizon_ms == 0.0) {
@@ -268,12 +267,20 @@ static void lay_out(const double *conv_ms, const double *branch_ms, const double
     double reach_ms = numbers[ELAPSED];
     for (Py_ssize_t exit = start; exit < total; exit++) {
         reach_ms += conv_ms[exit];
-        exits->reach[exit - start] = reach_ms * scale;
-        exits->cost[exit - start] = (branch_ms[exit] + numbers[REPLAN]) * scale;
+        reach[exit - start] = reach_ms * scale;
+        cost[exit - start] = (branch_ms[exit] + numbers[REPLAN]) * scale;
     }
+    return numbers[ELAPSED] * scale;
+}
+
+/* Fills `exits`, whose arrays have room for all. */
+static void lay_out(const double *conv_ms, const double *branch_ms, const double *confidence, Py_ssize_t total,
+                    const double *numbers, Exits *exits)
+{
+    const Py_ssize_t start = (Py_ssize_t)numbers[START];
+    exits->left = 1.0 - meedge_lay_out(conv_ms, branch_ms, total, numbers, exits->reach, exits->cost);
     exits->confidence = confidence + start;
     exits->count = total - start;
-    exits->left = 1.0 - numbers[ELAPSED] * scale;
     exits->best = numbers[BEST];
 }
 

@@ -75,7 +75,21 @@ enum { PLAN_COLUMNS = 6 };
 void meedge_plan_ahead(const double *conv_ms, const double *branch_ms, const double *confidence, Py_ssize_t total,
                        const double *numbers, double *space, unsigned char *execute);
 
-/* Defined in _exit_labels.c. */
+/* Also there: of numbers as above, the fractions of the horizon after which each exit from the start on is reached and
+ * what its branch takes; returns the fraction that has elapsed. A horizon of 0 is the sum of all times. */
+double meedge_lay_out(const double *conv_ms, const double *branch_ms, Py_ssize_t total, const double *numbers,
+                      double *reach, double *cost);
+
+/* Defined in _exit_labels.c. The chance of no kill at even distances up to the horizon, and its steepness; and what
+ * meedge_plan_ahead() does under that law, or 0 with an exception set. */
+typedef struct {
+    const double *chance;
+    Py_ssize_t points;
+    double steepness;
+} MeedgeLaw;
+int meedge_plan_ahead_by_law(const double *conv_ms, const double *branch_ms, const double *confidence,
+                             Py_ssize_t total, const double *numbers, const MeedgeLaw *law, double *space,
+                             unsigned char *execute);
 PyObject *meedge_plan_by_law(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
 extern const char meedge_plan_by_law_doc[];
 

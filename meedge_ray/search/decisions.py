@@ -1,7 +1,7 @@
 """A decision of sample-wise planning: from results so far to how likely each exit is right, and from that to a plan.
 
 What is ahead is predicted (EINet IV-C), then the exits behind the last result are planned anew (EINet V). Both are one
-compiled step where the law of the kill's time is uniform and `plan_exits` plans.
+compiled step where `plan_exits` plans; a law of the kill's time other than the uniform one is made a table for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from meedge_ray.search import native
 from meedge_ray.search.exit_plan import ExitPlan, plan_exits
-from meedge_ray.search.inputs import Floats, Integers, Law
+from meedge_ray.search.inputs import UNBOUNDED, Floats, Integers, Law
 from meedge_ray.search.predictor import ConfidencePredictor
 
 Search = Callable[..., ExitPlan]
 
 SUREST = 1e-3  # nearer to 0 or 1 no confidence is told from another
+_TABLE = 1025  # times of a law
 _STATE_NUMBERS = 2  # before what was seen: how many slots are passed, and the answer's result, counted from 1
 
 
@@ -65,11 +66,15 @@ class Decider:
             search: what plans; arguments as of `plan_exits`.
         """
         self.results, self.predictor, self.search = results, predictor, search
-        self.settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": law, "replan_ms": replan_ms}
+        grid = np.linspace(0.0, horizon_ms, _TABLE)
+        chance = np.zeros(0) if law is None else law(grid)
+        steepness = 0.0 if law is None else min(UNBOUNDED, law.steepness * horizon_ms)
+        table = None if law is None else Law(lambda times: np.interp(times, grid, chance), law.steepness)
+        self.settings: dict[str, Any] = {"horizon_ms": horizon_ms, "survival": table, "replan_ms": replan_ms}
         self.compiled: Callable[..., None] | None = None
-        if native.kernels is not None and law is None and search is plan_exits:
-            arrays = (*_columns(results), results.slot, predictor.packed)
-            numbers = (predictor.slots, *predictor.hidden, horizon_ms, replan_ms)
+        if native.kernels is not None and search is plan_exits:
+            arrays = (*_columns(results), results.slot, predictor.packed, chance)
+            numbers = (predictor.slots, *predictor.hidden, horizon_ms, replan_ms, steepness)
             self.compiled = partial(native.kernels.decide, native.kernels.decider(*arrays, *numbers))
 
     def begin(self, first: Sequence[int]) -> "Decisions":

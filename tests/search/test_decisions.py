@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from meedge_ray.search import native
 from meedge_ray.search.decisions import Decider, Decisions, Results, confidence_of
 from meedge_ray.search.exit_plan import hybrid_search, plan_exits
+from meedge_ray.search.laws import normal_law
 from meedge_ray.search.predictor import ConfidencePredictor
 
 kernels = pytest.mark.skipif(native.kernels is None, reason="no compiled kernels here")
@@ -46,15 +47,23 @@ def followed(decisions: Decisions, results: Results, logits: Any) -> list[list[i
 
 @kernels
 @settings(max_examples=150)
-@given(seed=st.integers(0, 2**32 - 1), slots=st.integers(2, 45), share=st.sampled_from([0.4, 1.0, 2.0]))
-def test_the_compiled_step_predicts_and_plans_as_its_parts_do(seed: int, slots: int, share: float) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    slots=st.integers(2, 45),
+    share=st.sampled_from([0.4, 1.0, 2.0]),
+    normal=st.booleans(),
+)
+def test_the_compiled_step_predicts_and_plans_as_its_parts_do(
+    seed: int, slots: int, share: float, normal: bool
+) -> None:
     results, predictor, random = world(seed, slots)
     logits = (3 * random.standard_normal((len(results.slot), 1, 10))).astype(np.float32)
     horizon_ms = share * float(results.conv_ms.sum() + results.branch_ms.sum())
     first = random.integers(0, 2, len(results.slot)).tolist()
 
     def decided(**other: Any) -> list[list[int]]:
-        decider = Decider(results, predictor, horizon_ms=horizon_ms, replan_ms=0.01, **other)
+        law = normal_law(horizon_ms / 2, horizon_ms / 3, horizon_ms=horizon_ms) if normal else None
+        decider = Decider(results, predictor, horizon_ms=horizon_ms, law=law, replan_ms=0.01, **other)
         assert (decider.compiled is None) == bool(other)
         return followed(decider.begin(first), results, logits)
 
@@ -119,14 +128,15 @@ def test_the_compiled_step_refuses_what_would_break_it() -> None:
     compiled = native.kernels
     assert compiled is not None
     lines = (results.slope, results.bias, results.offset, results.accuracy)
-    arrays = (results.conv_ms, results.branch_ms, *lines, results.slot, predictor.packed)
-    numbers = (6, *predictor.hidden, 5.0, 0.0)
+    arrays = (results.conv_ms, results.branch_ms, *lines, results.slot, predictor.packed, np.linspace(1, 0, 9))
+    numbers = (6, *predictor.hidden, 5.0, 0.0, 1.0)
     decider = compiled.decider(*arrays, *numbers)
     state, wanted = bytearray(16 + 4 * 6), bytearray(count)
     for bad in (
-        (*arrays[:6], results.slot + 1, predictor.packed, *numbers),
-        (*arrays[:6], results.slot[::-1].copy(), predictor.packed, *numbers),
-        (*arrays[:7], predictor.packed[1:], *numbers),
+        (*arrays[:6], results.slot + 1, *arrays[7:], *numbers),
+        (*arrays[:6], results.slot[::-1].copy(), *arrays[7:], *numbers),
+        (*arrays[:7], predictor.packed[1:], arrays[8], *numbers),
+        (*arrays[:8], np.zeros(9, np.float32), *numbers),
         (*arrays[:1], results.branch_ms[1:], *arrays[2:], *numbers),
         (*arrays, 0, *numbers[1:]),
     ):
