@@ -63,14 +63,11 @@ def plan_exits(
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
     """
-    kernels = native.kernels
-    if survival is None and kernels is not None:
-        try:
-            execute = np.zeros(len(confidence), np.bool_)  # type: ignore[arg-type]  # what has no length is refused
-            numbers = (_given(horizon_ms), start, elapsed_ms, best_confidence, replan_ms)
-            return ExitPlan(kernels.plan_exits(conv_ms, branch_ms, confidence, execute, *numbers), execute)
-        except _REFUSED:
-            pass
+    execute = _nothing(confidence)
+    arguments = (conv_ms, branch_ms, confidence, execute)
+    quick = _quickly("plan_exits", arguments, horizon_ms, survival, start, elapsed_ms, best_confidence, replan_ms)
+    if quick is not None:
+        return ExitPlan(quick, execute)
     exits = read_exits(
         conv_ms,
         branch_ms,
@@ -84,10 +81,10 @@ def plan_exits(
     )
     if exits.law is not None:
         return _planned(exits, best_by_law(exits))
-    if kernels is None:
+    if native.kernels is None:
         return _planned(exits, best_uniform(exits))
     execute = np.zeros(len(exits.conv_ms), np.bool_)
-    return ExitPlan(kernels.plan_exits(*_arguments(exits, execute)), execute)
+    return ExitPlan(native.kernels.plan_exits(*_arguments(exits, execute)), execute)
 
 
 def expectation(
@@ -104,6 +101,9 @@ def expectation(
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
     """
+    quick = _quickly("value_exits", (conv_ms, branch_ms, confidence, execute), **situation)
+    if quick is not None:
+        return quick
     exits = read_exits(conv_ms, branch_ms, confidence, **situation)
     plan = read_plan(execute, len(exits.conv_ms))
     if exits.law is None and native.kernels is not None:
@@ -127,6 +127,10 @@ def hybrid_search(
     """
     if not isinstance(m, int | np.integer) or m < 0:
         raise InvalidInputError(f"{m} is no number of exits", where="m", do="Give 0 or more")
+    execute = _nothing(confidence)
+    quick = _quickly("hybrid_exits", (m, conv_ms, branch_ms, confidence, execute), **situation)
+    if quick is not None:
+        return ExitPlan(quick, execute)
     exits = read_exits(conv_ms, branch_ms, confidence, **situation)
     if exits.law is not None or native.kernels is None:
         return _planned(exits, search_hybrid(exits, m))
@@ -158,9 +162,35 @@ def static_plan(count: int, share: float) -> Booleans:
     return runs
 
 
-def _given(horizon_ms: float | None) -> float:
-    # To compiled code 0 says that none is given.
-    return 0.0 if horizon_ms is None else horizon_ms or np.nan
+def _quickly(
+    kernel: str,
+    arguments: tuple[Any, ...],
+    horizon_ms: float | None = None,
+    survival: Callable[[Any], Any] | None = None,
+    start: int = 0,
+    elapsed_ms: float = 0.0,
+    best_confidence: float = 0.0,
+    replan_ms: float = 0.0,
+) -> float | None:
+    # What the kernel makes of arguments as they are; None where it cannot take them.
+    if survival is not None or native.kernels is None:
+        return None
+    given_ms = 0.0 if horizon_ms is None else horizon_ms or np.nan  # to compiled code 0 says that none is given
+    try:
+        value: float = getattr(native.kernels, kernel)(
+            *arguments, given_ms, start, elapsed_ms, best_confidence, replan_ms
+        )
+    except _REFUSED:
+        return None
+    return value
+
+
+def _nothing(confidence: npt.ArrayLike) -> Booleans:
+    # A plan for as many exits; what has no length is refused later.
+    try:
+        return np.zeros(len(confidence), np.bool_)  # type: ignore[arg-type]
+    except TypeError:
+        return np.zeros(0, np.bool_)
 
 
 def _arguments(exits: Exits, execute: Booleans) -> tuple[Any, ...]:
