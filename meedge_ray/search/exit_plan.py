@@ -157,8 +157,8 @@ def random_search(
 
 def static_plan(count: int, share: float) -> Booleans:
     """Return the plan [count] that runs a share of all exits, evenly spread, the last among them (EINet VI-A)."""
-    steps = np.floor(np.arange(count + 1) * share + 1e-9)
-    runs: Booleans = np.diff(steps) > 0
+    from_the_last = np.ceil(np.arange(count + 1) * share - 1e-9)
+    runs: Booleans = np.diff(from_the_last)[::-1] > 0
     return runs
 
 

@@ -201,6 +201,9 @@ def test_an_example_by_hand() -> None:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_a_static_plan_runs_its_share_and_ends_with_the_last(share: float) -> None:
+    for count in range(1, 30):
+        assert static_plan(count, share)[-1]
+        assert static_plan(count, share).sum() == np.ceil(count * share)
     plan = static_plan(20, share)
     assert plan.sum() == 20 * share
     assert plan[-1]
