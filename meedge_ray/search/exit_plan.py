@@ -63,7 +63,7 @@ def plan_exits(
     Raises:
         InvalidInputError: `where` names the argument that cannot be used.
     """
-    execute = _nothing(confidence)
+    execute = _no_exits(confidence)
     arguments = (conv_ms, branch_ms, confidence, execute)
     quick = _quickly("plan_exits", arguments, horizon_ms, survival, start, elapsed_ms, best_confidence, replan_ms)
     if quick is not None:
@@ -127,7 +127,7 @@ def hybrid_search(
     """
     if not isinstance(m, int | np.integer) or m < 0:
         raise InvalidInputError(f"{m} is no number of exits", where="m", do="Give 0 or more")
-    execute = _nothing(confidence)
+    execute = _no_exits(confidence)
     quick = _quickly("hybrid_exits", (m, conv_ms, branch_ms, confidence, execute), **situation)
     if quick is not None:
         return ExitPlan(quick, execute)
@@ -185,8 +185,8 @@ def _quickly(
     return value
 
 
-def _nothing(confidence: npt.ArrayLike) -> Booleans:
-    # A plan for as many exits; what has no length is refused later.
+def _no_exits(confidence: npt.ArrayLike) -> Booleans:
+    # The plan that runs none of as many exits; what has no length is refused later.
     try:
         return np.zeros(len(confidence), np.bool_)  # type: ignore[arg-type]
     except TypeError:
