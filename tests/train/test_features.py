@@ -20,7 +20,6 @@ from meedge_ray.train.data import Dataset, load_data
 from meedge_ray.train.features import FeatureReader, Features, cache_features, check_features
 from meedge_ray.train.progress import silent
 
-
 # glibc: one arena, large blocks mapped singly; else the peak has up to 60 MiB that were freed, more or less by chance.
 FREED_AT_ONCE = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
