@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Network:
-    """One network on one data set; `paper` is its row in the paper's Table 2, and `weights` lie in MEEDGE_SHARED."""
+    """One network on one data set; `paper` is its row in MEEdge's Table 2, and `weights` lie in MEEDGE_SHARED."""
 
     architecture: str
     data: str
@@ -52,6 +53,7 @@ class Network:
     backbone: Backbone | None = None
     weights: str | None = None
     paper: str | None = None
+    arguments: Mapping[str, int] = field(default_factory=dict)
 
 
 NETWORKS = {
@@ -138,7 +140,11 @@ def manifest(name: str, network: Network, work: Path, cifar100: Path | None, rep
         "kind": "ElasticModel",
         "metadata": {"name": name},
         "spec": {
-            "model": {"architecture": network.architecture, "weights": str(weights)},
+            "model": {
+                "architecture": network.architecture,
+                "arguments": dict(network.arguments),
+                "weights": str(weights),
+            },
             "data": data | {"normalization": normalization, "trainSamples": build.train_samples},
             "zoo": _ZOOS[build.zoo] | {"sharedConvolutions": True},
             "cultivation": {"epochs": build.epochs, "learningRate": "0.003"},
@@ -161,7 +167,7 @@ def _trained(network: Network, data: dict[str, Any], weights: Path, report: Repo
             network.architecture,
             input_shape=(channels, height, width),
             classes=len(dataset.classes),
-            arguments={},
+            arguments=network.arguments,
         )
         schedule = {
             "epochs": backbone.epochs,

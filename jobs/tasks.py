@@ -1,6 +1,6 @@
-"""A stage of the build as a Ray Tune run: one trial an exit.
+"""A stage of the build as a Ray Tune run: one trial a task.
 
-Which exits are finished is known from their folders alone, so a run that was killed goes on without Tune's own
+Which tasks are finished is known from their folders alone, so a run that was killed goes on without Tune's own
 (pickled) experiment state.
 """
 
@@ -20,16 +20,16 @@ from ray import tune
 from meedge_ray.api.elastic_model import Resources
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.train.progress import Report, silent
-from meedge_ray.train.tasks import Task
+from meedge_ray.train.tasks import Task, detail
 
-_RETRIES = 2  # of an exit whose worker died
+_RETRIES = 2  # of a task whose worker died
 
 
 def run_on_ray(tasks: Sequence[Task], report: Report) -> None:
     """Do one stage's tasks as trials on the cluster this process is connected to: GPUs are shared where there are any.
 
     Raises:
-        MeedgeError: a trial failed for good; the exits that finished stay finished.
+        MeedgeError: a trial failed for good; the tasks that finished stay finished.
     """
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, tasks=list(tasks)), _taken(tasks[0].resources)),
@@ -51,8 +51,8 @@ def run_on_ray(tasks: Sequence[Task], report: Report) -> None:
             reasons = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
             raise MeedgeError(
                 f"{task.stage} failed ({reasons[0] if reasons else 'the trial ended early'})",
-                where=f"exit {task.exit_index}",
-                do="Run the build again: the exits that finished are kept",
+                where=task.name,
+                do="Run the build again: what finished is kept",
             )
 
 
@@ -100,5 +100,5 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # Ray ships no usable typ
             task.stage,
             sum(done / each.epochs for done, each in zip(self._epochs.values(), self._tasks, strict=True)),
             len(self._tasks),
-            f"exit {task.exit_index}: best {result['best_accuracy']:.1%}",
+            detail(task, result),
         )

@@ -100,7 +100,8 @@ class Model(Spec):
     architecture: str = Field(
         min_length=1,
         description="a reference backbone (lenet, alexnet, vgg16, resnet20, resnet110, any resnet of depth 6n+2, "
-        "msdnet, which is multi-exit by itself and has arguments blocks, step, base and channels), "
+        "mobilenetv2, which has an argument width_percent, msdnet, which is multi-exit by itself and has arguments "
+        "blocks, step, base and channels), "
         "torchvision/NAME, or your own as package.module:callable",
     )
     arguments: dict[str, str | int | bool] = Field(
@@ -269,6 +270,55 @@ class Sharing(Spec):
     learning_rate: Decimal = "0.001"
 
 
+class SupernetTraining(Spec):
+    """One phase of a supernet's training: a random subnet learns in every step."""
+
+    epochs: int = Field(ge=0, description="0: leave the phase out")
+    learning_rate: Decimal
+
+
+class Supernet(Spec):
+    """Lighter blocks beside the backbone's, for a device to choose a body from (AdaptiveNet 4)."""
+
+    merged_blocks: int = Field(
+        default=3, ge=1, le=8, description="most basic blocks that one merged block stands for; 1: none are merged"
+    )
+    shrunk: tuple[Decimal, ...] = Field(
+        default=("0.25", "0.5", "0.75"),
+        max_length=8,
+        description="shares of the inner channels taken from a basic block, a shrunk block each",
+    )
+    granularity_percent: int = Field(
+        default=35,
+        gt=0,
+        le=100,
+        description="most parameters a basic block may have, as a share of the model's; larger ones are not replaced",
+    )
+    distillation: SupernetTraining = Field(
+        default=SupernetTraining(epochs=8, learningRate="0.002"),
+        description="added blocks learn to give the feature maps of the blocks they replace",
+    )
+    tuning: SupernetTraining = Field(
+        default=SupernetTraining(epochs=4, learningRate="0.0005"), description="added blocks learn from the labels"
+    )
+    batch_size: int = Field(default=128, gt=0)
+    seed: int = 0
+    resources: Resources = Field(default_factory=Resources)
+
+    @model_validator(mode="after")
+    def _something_to_add(self) -> Self:
+        for ratio in self.shrunk:
+            if not 0 < float(ratio) < 1:
+                raise ValueError(f"shrunk: {ratio} is no share between 0 and 1")
+        if len({float(ratio) for ratio in self.shrunk}) != len(self.shrunk):
+            raise ValueError("shrunk: a share is named twice")
+        if not self.distillation.epochs + self.tuning.epochs:
+            raise ValueError("what is added is to be trained: raise distillation.epochs or tuning.epochs above 0")
+        if self.merged_blocks == 1 and not self.shrunk:
+            raise ValueError("there is nothing to add: raise mergedBlocks above 1, or name a share in shrunk")
+        return self
+
+
 class ElasticModelSpec(Spec):
     """What to make elastic, on which data, with which branches."""
 
@@ -279,6 +329,7 @@ class ElasticModelSpec(Spec):
     )
     cultivation: Cultivation = Field(default_factory=Cultivation)
     sharing: Sharing | None = Field(default_factory=Sharing, description="null: no merged branches")
+    supernet: Supernet | None = Field(default=None, description="null: the backbone alone; {} for one by the defaults")
 
     @model_validator(mode="after")
     def _hidden_neurons_to_merge(self) -> Self:

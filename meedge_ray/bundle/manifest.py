@@ -25,11 +25,11 @@ def unit_store(directory: Path) -> UnitStore:
 
 
 def bundle_units(bundle: Bundle) -> tuple[Unit, ...]:
-    """Return every unit the bundle names, each once: blocks, branches, then the predictor and the confidences."""
+    """Return every unit the bundle names, each once: links, branches, then the predictor and the confidences."""
     predictor = () if bundle.predictor is None else (bundle.predictor.unit,)
     confidences = () if bundle.confidences is None else (bundle.confidences,)
-    blocks = (block.unit for block in bundle.blocks)
-    return distinct_units((*blocks, *units_of(_all_branches(bundle)), *predictor, *confidences))
+    links = (link.unit for link in bundle.links)
+    return distinct_units((*links, *units_of(_all_branches(bundle)), *predictor, *confidences))
 
 
 def bundle_json(bundle: Bundle) -> bytes:
@@ -159,6 +159,7 @@ def _inconsistencies(bundle: Bundle) -> Iterator[str]:
             yield f"branch {branch.name}: one name for two branches"
     if len({branch.name for branch in bundle.branches}) != len(bundle.branches):
         yield "a branch is listed twice"
+    yield from _variant_problems(bundle)
     for name, profile in bundle.profiles.items():
         yield from (f"profiles.{name}: {problem}" for problem in _profile_problems(bundle, name, profile))
     predictor = bundle.predictor
@@ -172,6 +173,16 @@ def _inconsistencies(bundle: Bundle) -> Iterator[str]:
                 yield f"predictor.calibrations: there is none of branch {branch.name}"
 
 
+def _variant_problems(bundle: Bundle) -> Iterator[str]:
+    names = {block.name for block in bundle.blocks}
+    for variant in bundle.variants:
+        if not 0 <= variant.start < variant.end <= len(bundle.blocks):
+            yield f"variant {variant.name}: there are no blocks {variant.start} to before {variant.end}"
+        if variant.name in names:
+            yield f"variant {variant.name}: one name for two links"
+        names.add(variant.name)
+
+
 def _profile_problems(bundle: Bundle, name: str, profile: Profile) -> Iterator[str]:
     if profile.device_type != name:
         yield f"is of device type {profile.device_type}"
@@ -180,9 +191,18 @@ def _profile_problems(bundle: Bundle, name: str, profile: Profile) -> Iterator[s
     for branch in _all_branches(bundle):
         if branch.name not in profile.branch_ms:
             yield f"has no time of branch {branch.name}"
-    if not all(time_ms > 0 for time_ms in (*profile.block_ms, *profile.branch_ms.values())):
+    for variant in bundle.variants:
+        if variant.name not in profile.variant_ms:
+            yield f"has no time of variant {variant.name}"
+    times = (profile.block_ms, profile.branch_ms.values(), profile.variant_ms.values())
+    if not all(time_ms > 0 for time_ms in chain(*times)):
         yield "a time is not above 0"
-    if len(profile.block_std_ms) != len(profile.block_ms) or profile.branch_std_ms.keys() != profile.branch_ms.keys():
+    deviations = (profile.block_std_ms, profile.branch_std_ms.values(), profile.variant_std_ms.values())
+    named = (
+        (profile.branch_ms.keys(), profile.branch_std_ms.keys()),
+        (profile.variant_ms.keys(), profile.variant_std_ms.keys()),
+    )
+    if len(profile.block_std_ms) != len(profile.block_ms) or any(times != others for times, others in named):
         yield "has not one standard deviation for every time"
-    if not all(std_ms >= 0 for std_ms in (*profile.block_std_ms, *profile.branch_std_ms.values())):
+    if not all(std_ms >= 0 for std_ms in chain(*deviations)):
         yield "a standard deviation is below 0"

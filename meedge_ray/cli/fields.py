@@ -8,6 +8,9 @@ from meedge_ray.domain.errors import InvalidInputError
 
 _OPTIONS = {
     "latency_budget_ms": "--latency-ms",
+    "latency_ms": "--latency-ms",
+    "cache_bytes": "--cache",
+    "data": "--data",
     "memory_bytes": "--memory",
     "horizon_ms": "--horizon-ms",
     "method": "--method",

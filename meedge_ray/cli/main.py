@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from meedge_ray.cli import bundles, doctor, placing, serving
+from meedge_ray.cli import adapting, bundles, doctor, placing, serving
 from meedge_ray.domain.errors import MeedgeError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(bundles.inspect)
 app.command()(placing.place)
 app.command()(bundles.infer)
 app.command()(bundles.evaluate)
+app.command()(adapting.adapt)
 app.command()(serving.serve)
 app.command()(doctor.doctor)
 

@@ -5,9 +5,9 @@ Shapes are without the batch dimension. Accuracies are fractions 0..1 measured o
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-FORMAT = 4  # of the bundle's manifest; a reader refuses what it does not know
+FORMAT = 5  # of the bundle's manifest; a reader refuses what it does not know
 FINAL = ""  # stands for the final exit among the names of exits
 
 _CLEAR = 2.0  # standard errors
@@ -29,6 +29,36 @@ class Block:
     unit: Unit
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Another body for the blocks from `start` to before `end`: the first one's input, the last one's output.
+
+    A merged one stands for several blocks and has the parameters of the largest; a shrunk one has fewer channels inside
+    (AdaptiveNet 4.1). `accuracy_loss` is by how much less often the network is right where this variant alone is used.
+    """
+
+    name: str
+    kind: Literal["merged", "shrunk"]
+    start: int
+    end: int
+    unit: Unit
+    parameters: int
+    flops: int
+    accuracy_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A block or a variant as a step from one place of the chain to a later one; place i is the input of block i."""
+
+    name: str
+    unit: Unit
+    start: int
+    end: int
     parameters: int
     flops: int
 
@@ -109,6 +139,8 @@ class Profile:
     block_std_ms: tuple[float, ...]
     branch_ms: Mapping[str, float]
     branch_std_ms: Mapping[str, float]
+    variant_ms: Mapping[str, float] = field(default_factory=dict)
+    variant_std_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def single_exit_ms(self) -> float:
@@ -162,11 +194,12 @@ class Predictor:
 class Bundle:
     """Everything built for one model.
 
-    `branches` are the survivors, the candidates for placement; `baselines` maps a published method's name
-    to its fixed set of branches, kept for comparison only; `data` is the manifest's data section, for evaluation.
-    `confidences` says what every exit makes of every one of some validation samples (EINet IV-B): safetensors with
-    float16 `confidence` and uint8 `right`, both [exits, samples], and in the metadata `names`, a JSON list of the
-    exits: the branches, those of baselines alone, and "" for the final exit.
+    `variants` are other bodies for its blocks: with the blocks they are the supernet, of which every way from the input
+    to the output is a subnet (AdaptiveNet 4.1). `branches` are the survivors, the candidates for placement; `baselines`
+    maps a published method's name to its fixed set of branches, kept for comparison only; `data` is the manifest's data
+    section, for evaluation. `confidences` says what every exit makes of every one of some validation samples (EINet
+    IV-B): safetensors with float16 `confidence` and uint8 `right`, both [exits, samples], and in the metadata `names`,
+    a JSON list of the exits: the branches, those of baselines alone, and "" for the final exit.
     """
 
     model: str
@@ -176,6 +209,7 @@ class Bundle:
     blocks: tuple[Block, ...]
     final_accuracy: float
     branches: tuple[Branch, ...]
+    variants: tuple[Variant, ...] = ()
     baselines: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)
     eliminated: tuple[Eliminated, ...] = ()
     profiles: Mapping[str, Profile] = field(default_factory=dict)
@@ -184,6 +218,33 @@ class Bundle:
     data: Mapping[str, Any] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """All blocks in order, then all variants: the supernet. A subnet is a tuple of their numbers."""
+        blocks = (
+            Link(
+                name=block.name,
+                unit=block.unit,
+                start=index,
+                end=index + 1,
+                parameters=block.parameters,
+                flops=block.flops,
+            )
+            for index, block in enumerate(self.blocks)
+        )
+        variants = (
+            Link(
+                name=variant.name,
+                unit=variant.unit,
+                start=variant.start,
+                end=variant.end,
+                parameters=variant.parameters,
+                flops=variant.flops,
+            )
+            for variant in self.variants
+        )
+        return (*blocks, *variants)
 
     @property
     def backbone_bytes(self) -> int:

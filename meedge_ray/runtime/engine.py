@@ -1,38 +1,37 @@
 """The elastic engine: block by block, branch by branch, with the best result so far always at hand."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from math import exp, inf
+from math import inf
 from threading import Lock
 from time import perf_counter
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meedge_ray.domain.answer import Answer, Ending, Output
-from meedge_ray.domain.elastic import Branch, InputSpec, Unit, units_of
+from meedge_ray.domain.answer import Answer, Ending
+from meedge_ray.domain.elastic import Block, Branch, InputSpec, Unit, units_of
 from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.runtime.answers import best_answer
 from meedge_ray.runtime.memory import release_to_os
 from meedge_ray.runtime.preemption import Preemption
+from meedge_ray.runtime.resident import ResidentUnits, Shape
 from meedge_ray.runtime.samples import Normalizer
-from meedge_ray.runtime.sessions import Floats, UnitSession, checked_output, load_unit
+from meedge_ray.runtime.sessions import Floats
+from meedge_ray.runtime.steps import CHAIN, Exit, Step, steps_of
 
 BATCH = 128  # samples evaluated at once: features of more only cost memory
 
-# So few confidences are quicker in plain Python: 4 against 13 microseconds for 10, right after a network ran.
-FEW_NUMBERS = 32
-
-_CHAIN: Final = 0  # the slot of the chain's features; behind it come those that branches of the exit share
 _NEVER = Preemption()
 
 
-class Exit(NamedTuple):
-    """Where a result comes from; `branch` is None at the final exit."""
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A chain of blocks from the input to the logits: the backbone, or a subnet with an accuracy of its own, 0..1."""
 
-    exit_index: int
-    branch: str | None
-    accuracy: float
+    blocks: tuple[Block, ...]
+    final_accuracy: float
 
 
 class Decisions(Protocol):
@@ -57,23 +56,19 @@ class Planner(Protocol):
         """Return the decisions of a new inference."""
 
 
-class _Step(NamedTuple):
-    run: Callable[..., Any]
-    output_names: list[str]
-    input_name: str
-    source: int  # the slot of its input
-    target: int  # the slot of its output, unless that is a result
-    exit: Exit | None  # None: the output is features, not a result
-    results: tuple[int, ...]  # that need it; none where it always runs
+class _Chain(NamedTuple):
+    units: tuple[Unit, ...]
+    shapes: tuple[Shape, ...]  # of the output of each
+    final: Exit
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
+    chain: _Chain
     branches: tuple[Branch, ...]
-    sessions: Mapping[str, UnitSession]  # of the branches' units, by SHA-256
-    steps: tuple[_Step, ...]
+    units: ResidentUnits
+    steps: tuple[Step, ...]
     slots: int
-    size_bytes: int
     planner: Planner | None
 
     @property
@@ -82,48 +77,34 @@ class _Placed:
 
 
 class Engine:
-    """Runs the backbone block by block and the resident branches on the way, in ONNX Runtime, a session a unit.
+    """Runs a body block by block and the resident branches on the way, in ONNX Runtime, a session a unit.
 
-    A unit that branches share is loaded once; where it comes first in branches of one exit, an inference runs it once.
-    Every method may be called from any thread. An inference sees one consistent set of branches however often
-    it is replaced meanwhile.
+    The body is the backbone until another is placed. A unit that is needed twice is loaded once; where it comes first
+    in branches of one exit, an inference runs it once. Every method may be called from any thread. An inference sees
+    one body and one set of branches however often they are replaced meanwhile.
     """
 
     def __init__(
-        self, input_spec: InputSpec, blocks: Sequence[bytes], *, final_accuracy: float, threads: int = 1
+        self, input_spec: InputSpec, blocks: Iterable[bytes], *, final_accuracy: float, threads: int = 1
     ) -> None:
         """Load the backbone, without branches.
 
         Args:
             input_spec: what raw samples are like.
-            blocks: ONNX bytes of the chain, in order; the last block's output are the final exit's logits.
+            blocks: ONNX bytes of the chain, in order; the last block's output are the final exit's logits. Each is
+                asked for when the ones before are loaded: of an iterator's files one is in memory at a time.
             final_accuracy: validation accuracy of the final exit, 0..1.
             threads: threads one unit may use.
 
         Raises:
             InvalidInputError: there is no block, or one cannot be used after the one before.
         """
-        if not blocks:
-            raise InvalidInputError("a model has at least one block", where="blocks")
         self._normalizer = Normalizer(input_spec)
-        self._threads = threads
-        self._final = Exit(len(blocks) - 1, None, final_accuracy)
         self._placing = Lock()
-        self._blocks: list[UnitSession] = []
-        self._feature_shapes: list[tuple[int, ...]] = []
-        features = np.zeros((1, *input_spec.shape), np.float32)
-        for index, data in enumerate(blocks):
-            name = f"block {index}"
-            block = load_unit(data, name=name, threads=threads)
-            features = checked_output(block, features, name=name, shape=None)
-            self._blocks.append(block)
-            self._feature_shapes.append(features.shape)
-        if features.ndim != 2:
-            raise InvalidInputError(
-                f"the last block returns shape {features.shape}, expected are logits (1, classes)", where=name
-            )
-        self._logits_shape = features.shape
-        self._placed = self._placement((), {})
+        units = ResidentUnits(threads)
+        chain = [units.load_bytes(data, name=f"block {index}") for index, data in enumerate(blocks)]
+        names = [f"block {index}" for index in range(len(chain))]
+        self._placed = _placement(self._chain(chain, names, final_accuracy, units), (), units, None)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -137,26 +118,37 @@ class Engine:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the units loaded now, blocks and branches; a shared unit counts once."""
-        return self._placed.size_bytes
+        """Bytes of the units loaded now: body, branches, and what is kept besides; a shared unit counts once."""
+        return self._placed.units.size_bytes
 
-    def place(self, branches: Sequence[Branch], read: Callable[[Unit], bytes], planner: Planner | None = None) -> None:
-        """Make exactly these branches the resident ones: keep what is loaded, load the rest, then swap.
+    def place(
+        self,
+        branches: Sequence[Branch],
+        read: Callable[[Unit], bytes],
+        planner: Planner | None = None,
+        *,
+        body: Body | None = None,
+        keep: Collection[Unit] = (),
+    ) -> None:
+        """Make exactly these what is resident: keep what is loaded of them, load the rest one by one, then swap.
 
-        Branches of one exit run in the order of their accuracy. Inferences under way go on with the branches
-        they started with. Until the swap old and new branches are in memory together.
+        Branches of one exit run in the order of their accuracy. Inferences under way go on with the body and the
+        branches they started with. Until the swap old and new are in memory together.
 
         Args:
-            branches: the wanted ones, in any order.
+            branches: the wanted ones, in any order; their exit points are those of the body placed with them.
             read: returns a unit's verified bytes; asked once for every unit that is not loaded yet.
-            planner: of exactly these branches, chooses which of them an inference runs; None runs all.
+            planner: of exactly these branches and this body, chooses which of them an inference runs; None runs all.
+            body: whose blocks an inference runs, for the same classes as before; None leaves the one there is.
+            keep: units to hold loaded besides, so that placing them later needs no loading.
 
         Raises:
-            InvalidInputError: a branch does not fit its exit point; the resident branches stay as they are.
-            MeedgeError: whatever getting a unit's bytes raised; the resident branches stay as they are.
+            InvalidInputError: a block does not follow the one before, or a branch does not fit its exit point; what
+                was resident stays.
+            MeedgeError: whatever getting a unit's bytes raised; what was resident stays.
         """
         with self._placing:
-            self._swap(branches, read, planner)
+            self._swap(branches, read, planner, body, keep)
         release_to_os()
 
     def infer(
@@ -187,6 +179,7 @@ class Engine:
         slots = [self._normalizer.one(sample)] * placed.slots
         results: list[tuple[Exit, float, Floats]] = []
         decisions = None if placed.planner is None else placed.planner.begin()
+        final = placed.chain.final
         ended = False  # all that was wanted was run
         for run, output_names, input_name, source, target, exit_, needed_by in placed.steps:
             if now >= limit or stop.at != inf:
@@ -199,15 +192,15 @@ class Engine:
                 slots[target] = value
             elif now < limit and now < stop.at:
                 results.append((exit_, now, value))
-                if decisions is not None and exit_ is not self._final:
+                if decisions is not None and exit_ is not final:
                     decisions.after(needed_by[0], value, (now - start) * 1e3)
                     now = perf_counter()
         else:
             ended = now < limit and stop.at == inf
         ending: Ending = "preempted" if stop.at <= limit and stop.at != inf else "deadline"
-        if ended or (results and results[-1][0] is self._final):
+        if ended or (results and results[-1][0] is final):
             ending = "completed"
-        return _answer(results, ending, start, placed)
+        return best_answer(results, ending, start, planner=placed.planner_name, resident=len(placed.branches))
 
     def infer_batch(self, samples: Any) -> dict[str | None, Floats]:  # noqa: ANN401
         """Return logits of shape `(n, classes)` by resident branch, and by None those of the final exit.
@@ -226,7 +219,7 @@ class Engine:
                     slots[target] = value
                 else:
                     parts[exit_.branch].append(value)
-        none = np.empty((0, self._logits_shape[1]), np.float32)
+        none = np.empty((0, placed.chain.shapes[-1][1]), np.float32)
         return {branch: np.concatenate([none, *values]) for branch, values in parts.items()}
 
     def unit_times(self, sample: Any) -> tuple[NDArray[np.float64], dict[str, float]]:  # noqa: ANN401
@@ -254,7 +247,7 @@ class Engine:
                 branch_ms[exit_.branch] = slot_ms[source] + time_ms
                 continue
             slots[target] = value
-            if target == _CHAIN:
+            if target == CHAIN:
                 block_ms.append(time_ms)
             else:
                 slot_ms[target] = slot_ms[source] + time_ms
@@ -265,48 +258,48 @@ class Engine:
         shape = self._normalizer.shape
         return self._normalizer.raw(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
-    def _swap(self, branches: Sequence[Branch], read: Callable[[Unit], bytes], planner: Planner | None) -> None:
-        resident, sessions = set(self._placed.branches), dict(self._placed.sessions)
+    def _swap(
+        self,
+        branches: Sequence[Branch],
+        read: Callable[[Unit], bytes],
+        planner: Planner | None,
+        body: Body | None,
+        keep: Collection[Unit],
+    ) -> None:
+        chain, units = self._placed.chain, self._placed.units.copy()
+        if body is not None:
+            chain = self._body_chain(body, read, units)
         ordered = running_order(branches)
         for branch in ordered:
-            if branch not in resident:
-                self._load(branch, read, sessions)
-        kept = {unit.sha256: sessions[unit.sha256] for unit in units_of(ordered)}
-        self._placed = self._placement(ordered, kept, planner)
+            _load_branch(branch, chain, read, units)
+        for unit in keep:
+            units.load([unit], read, name=f"unit {unit.sha256}")
+        needed = units.only((*chain.units, *units_of(ordered), *keep))
+        self._placed = _placement(chain, ordered, needed, planner)
 
-    def _load(self, branch: Branch, read: Callable[[Unit], bytes], sessions: dict[str, UnitSession]) -> None:
-        # Adds to `sessions` what they lack, and runs the whole branch once.
-        name = f"branch {branch.name}"
-        if not 0 <= branch.exit_index < len(self._blocks) - 1:
-            raise InvalidInputError(f"there is no exit point {branch.exit_index}", where=name)
-        features = np.zeros(self._feature_shapes[branch.exit_index], np.float32)
-        last = len(branch.units) - 1
-        for index, unit in enumerate(branch.units):
-            if unit.sha256 not in sessions:
-                sessions[unit.sha256] = load_unit(read(unit), name=name, threads=self._threads)
-            shape = self._logits_shape if index == last else None
-            features = checked_output(sessions[unit.sha256], features, name=name, shape=shape)
+    def _body_chain(self, body: Body, read: Callable[[Unit], bytes], units: ResidentUnits) -> _Chain:
+        # Adds to `units` what they lack.
+        names = [f"block {block.name}" for block in body.blocks]
+        for name, block in zip(names, body.blocks, strict=True):
+            units.load([block.unit], read, name=name)
+        chain = self._chain([block.unit for block in body.blocks], names, body.final_accuracy, units)
+        expected = self._placed.chain.shapes[-1]
+        if chain.shapes[-1] != expected:
+            raise InvalidInputError(f"it returns shape {chain.shapes[-1]}, expected is {expected}", where=names[-1])
+        return chain
 
-    def _placement(
-        self, branches: tuple[Branch, ...], sessions: Mapping[str, UnitSession], planner: Planner | None = None
-    ) -> _Placed:
-        number = {branch.name: index for index, branch in enumerate(branches)}
-        steps: list[_Step] = []
-        for index, block in enumerate(self._blocks):
-            if index == self._final.exit_index:
-                steps.append(_step(block, _CHAIN, _CHAIN, self._final, (len(branches),)))
-            else:
-                steps.append(_step(block, _CHAIN, _CHAIN, None))
-            here = [branch for branch in branches if branch.exit_index == index]
-            steps += _branch_steps(here, sessions, number)
-        return _Placed(
-            branches=branches,
-            sessions=sessions,
-            steps=tuple(steps),
-            slots=1 + max(step.target for step in steps),
-            size_bytes=sum(session.size_bytes for session in (*self._blocks, *sessions.values())),
-            planner=planner,
-        )
+    def _chain(self, blocks: Sequence[Unit], names: Sequence[str], accuracy: float, units: ResidentUnits) -> _Chain:
+        if not blocks:
+            raise InvalidInputError("a model has at least one block", where="blocks")
+        shape: Shape = (1, *self._normalizer.shape)
+        shapes = [
+            shape := units.output_shape(block, shape, name=name) for block, name in zip(blocks, names, strict=True)
+        ]
+        if len(shape) != 2:
+            raise InvalidInputError(
+                f"the last block returns shape {shape}, expected are logits (1, classes)", where=names[-1]
+            )
+        return _Chain(tuple(blocks), tuple(shapes), Exit(len(blocks) - 1, None, accuracy))
 
 
 def running_order(branches: Collection[Branch]) -> tuple[Branch, ...]:
@@ -314,86 +307,31 @@ def running_order(branches: Collection[Branch]) -> tuple[Branch, ...]:
     return tuple(sorted(branches, key=lambda branch: (branch.exit_index, branch.accuracy)))
 
 
-def _branch_steps(
-    branches: Sequence[Branch], sessions: Mapping[str, UnitSession], number: Mapping[str, int]
-) -> Iterator[_Step]:
-    # Of one exit, in order. A slot holds what a run of first units makes of the chain's features.
-    slots: dict[tuple[Unit, ...], int] = {(): _CHAIN}
-    for branch in branches:
-        for end, unit in enumerate(branch.units, start=1):
-            source, done = slots[branch.units[: end - 1]], branch.units[:end]
-            if end == len(branch.units):
-                exit_ = Exit(branch.exit_index, branch.name, branch.accuracy)
-                yield _step(sessions[unit.sha256], source, source, exit_, (number[branch.name],))
-            elif done not in slots:
-                slots[done] = len(slots)
-                users = tuple(number[other.name] for other in branches if other.units[:end] == done)
-                yield _step(sessions[unit.sha256], source, slots[done], None, users)
+def _load_branch(branch: Branch, chain: _Chain, read: Callable[[Unit], bytes], units: ResidentUnits) -> None:
+    # Adds to `units` what they lack.
+    name = f"branch {branch.name}"
+    if not 0 <= branch.exit_index < chain.final.exit_index:
+        raise InvalidInputError(f"there is no exit point {branch.exit_index}", where=name)
+    units.load(branch.units, read, name=name)
+    shape = chain.shapes[branch.exit_index]
+    for unit in branch.units[:-1]:
+        shape = units.output_shape(unit, shape, name=name)
+    units.output_shape(branch.units[-1], shape, name=name, expected=chain.shapes[-1])
 
 
-def _step(unit: UnitSession, source: int, target: int, exit_: Exit | None, needed_by: tuple[int, ...] = ()) -> _Step:
-    return _Step(unit.run, unit.output_names, unit.input_name, source, target, exit_, needed_by)
+def _placement(chain: _Chain, branches: tuple[Branch, ...], units: ResidentUnits, planner: Planner | None) -> _Placed:
+    steps = steps_of(chain.units, chain.final, branches, units)
+    return _Placed(
+        chain=chain,
+        branches=branches,
+        units=units,
+        steps=steps,
+        slots=1 + max(step.target for step in steps),
+        planner=planner,
+    )
 
 
 def _checked_deadline(deadline_ms: float) -> float:
     if not deadline_ms >= 0:
         raise InvalidInputError(f"{deadline_ms} ms is no deadline", where="deadline_ms", do="Give 0 or more")
     return deadline_ms
-
-
-def _answer(results: Sequence[tuple[Exit, float, Floats]], ending: Ending, start: float, placed: _Placed) -> Answer:
-    if not results:
-        return Answer(
-            label=None,
-            confidences=(),
-            exit_index=None,
-            branch=None,
-            ending=ending,
-            elapsed_ms=(perf_counter() - start) * 1e3,
-            outputs=(),
-            planner=placed.planner_name,
-            resident=len(placed.branches),
-        )
-    confidences = _softmax([logits for _, _, logits in results])
-    highest = [max(row) for row in confidences]
-    labels = [row.index(top) for row, top in zip(confidences, highest, strict=True)]
-    outputs = tuple(
-        [
-            Output(
-                exit_index=exit_.exit_index,
-                branch=exit_.branch,
-                at_ms=(at - start) * 1e3,
-                label=label,
-                confidence=confidence,
-            )
-            for (exit_, at, _), label, confidence in zip(results, labels, highest, strict=True)
-        ]
-    )
-    best = max(range(len(results)), key=lambda index: results[index][0].accuracy)
-    return Answer(
-        label=labels[best],
-        confidences=tuple(confidences[best]),
-        exit_index=outputs[best].exit_index,
-        branch=outputs[best].branch,
-        ending=ending,
-        elapsed_ms=(perf_counter() - start) * 1e3,
-        outputs=outputs,
-        planner=placed.planner_name,
-        resident=len(placed.branches),
-    )
-
-
-def _softmax(logits: Sequence[Floats]) -> list[list[float]]:
-    if len(logits) * logits[0].size > FEW_NUMBERS:
-        array = np.concatenate(logits)
-        exponentials = np.exp(array - np.maximum.reduce(array, 1, keepdims=True))
-        numbers: list[list[float]] = (exponentials / np.add.reduce(exponentials, 1, keepdims=True)).tolist()
-        return numbers
-    rows = []
-    for result in logits:
-        row = result[0].tolist()
-        top = max(row)
-        shares = [exp(value - top) for value in row]
-        total = sum(shares)
-        rows.append([share / total for share in shares])
-    return rows

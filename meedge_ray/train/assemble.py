@@ -12,12 +12,14 @@ from torch import nn
 
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import Block, Branch, Eliminated, InputSpec, Profile, Unit
+from meedge_ray.domain.elastic import Block, Branch, Bundle, Eliminated, InputSpec, Profile, Unit, Variant
 from meedge_ray.nn.export import export_unit
 from meedge_ray.nn.multi_exit import Head
 from meedge_ray.nn.partition import Chain
+from meedge_ray.nn.supernet import Supernet
 from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.profiler import device_type, profile
+from meedge_ray.runtime.subnets import link_times
 from meedge_ray.search.survival import survive
 from meedge_ray.train.baselines import BaselineChoices
 from meedge_ray.train.progress import Report
@@ -116,6 +118,29 @@ def export_heads(
     return tuple(branches)
 
 
+def export_variants(
+    supernet: Supernet, losses: Sequence[float], store: UnitStore, report: Report
+) -> tuple[Variant, ...]:
+    """Put a supernet's added blocks into the store; `losses` are their accuracy losses where each is used alone."""
+    variants = []
+    for done, (growth, loss) in enumerate(zip(supernet.growths, losses, strict=True), start=1):
+        shape = supernet.chain.pieces[growth.start].input_shape
+        variants.append(
+            Variant(
+                name=growth.name,
+                kind=growth.kind,
+                start=growth.start,
+                end=growth.end,
+                unit=store.put(export_unit(growth.module, shape)),
+                parameters=growth.parameters,
+                flops=growth.flops,
+                accuracy_loss=loss,
+            )
+        )
+        report("export variants", done, len(supernet.growths))
+    return tuple(variants)
+
+
 class Surveyor:
     """Measures units on this machine; what is measured is kept in a folder, so that a resumed build decides alike."""
 
@@ -123,6 +148,7 @@ class Surveyor:
         self, store: UnitStore, input_spec: InputSpec, blocks: Sequence[Block], final_accuracy: float, folder: Path
     ) -> None:
         self._store = store
+        self._read = unit_reader(store)
         self._input = input_spec
         self._blocks = blocks
         self._final_accuracy = final_accuracy
@@ -134,10 +160,29 @@ class Surveyor:
         if not path.exists():
             report("profile", 0, 1, name)
             engine = load_engine(self._store, self._input, self._blocks, self._final_accuracy)
-            measured = profile(engine, branches, unit_reader(self._store), device_type=device_type())
+            measured = profile(engine, branches, self._read, device_type=device_type())
             write_atomically(path, _PROFILE.dump_json(measured))
         report("profile", 1, 1, name)
         return _PROFILE.validate_json(path.read_bytes())
+
+    def with_variants(self, bundle: Bundle, report: Report) -> Bundle:
+        """Return the bundle with its variants' times in its profile, measured now or in an earlier run."""
+        path = self._folder / "profile-variants.json"
+        [measured] = bundle.profiles.values()
+        if not path.exists():
+            report("profile", 0, 1, "variants")
+            means, deviations = (times[len(bundle.blocks) :].tolist() for times in link_times(bundle, self._read))
+            names = [variant.name for variant in bundle.variants]
+            whole = replace(
+                measured,
+                variant_ms=dict(zip(names, means, strict=True)),
+                variant_std_ms=dict(zip(names, deviations, strict=True)),
+            )
+            write_atomically(path, _PROFILE.dump_json(whole))
+        report("profile", 1, 1, "variants")
+        known = _PROFILE.validate_json(path.read_bytes())
+        measured = replace(measured, variant_ms=known.variant_ms, variant_std_ms=known.variant_std_ms)
+        return replace(bundle, profiles={measured.device_type: measured})
 
 
 def joined(profile: Profile, further: Profile) -> Profile:

@@ -43,7 +43,8 @@ class Backbone:
         right = torch.zeros(len(self.heads) + 1, dtype=torch.int64, device=device)
         for chosen in np.array_split(np.arange(len(samples)), -(-len(samples) // _BATCH)):
             batch = samples[chosen]
-            logits = network(torch.from_numpy(normalizer.batch(batch.x)).to(device))
+            x = torch.from_numpy(normalizer.batch(batch.x)).to(device)
+            logits = network(x) if self.heads else (self.chain.run(x),)
             right += (torch.stack(logits).argmax(2) == torch.from_numpy(batch.y).to(device)).sum(1)
         network.to("cpu")
         return [count / len(samples) for count in right.tolist()]
@@ -110,7 +111,7 @@ def _check_exits(spec: ElasticModelSpec, model: nn.Module) -> None:
                 where="spec.model.pretrain.exits",
                 do="Leave it out",
             )
-    elif spec.zoo is None and not exits:
+    elif spec.zoo is None and spec.supernet is None and not exits:
         raise InvalidInputError(
             f"null leaves no exits to build: {spec.model.architecture} has none of its own, and none are trained "
             "together with it",

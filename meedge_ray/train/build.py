@@ -1,23 +1,26 @@
 """From a manifest to a bundle: one stage after another, each of which a killed build finds again.
 
 model + data -> backbone, its exits with it -> features -> cultivate -> export -> profile -> survive -> share
--> confidences, their predictor -> bundle
+-> supernet -> confidences, their predictor -> bundle
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from meedge_ray.api.elastic_model import Augmentation, ElasticModelSpec
 from meedge_ray.bundle.manifest import read_bundle, unit_store, write_bundle
 from meedge_ray.domain.elastic import Branch, Bundle
-from meedge_ray.domain.errors import InvalidInputError, MeedgeError
+from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.domain.paths import expand_path
 from meedge_ray.domain.quantity import parse_bytes
 from meedge_ray.nn.branches import branch_name, check_zoo, zoo_branches
+from meedge_ray.nn.expansion import expand
 from meedge_ray.nn.partition import Chain
 from meedge_ray.train.assemble import (
     Grown,
@@ -25,6 +28,7 @@ from meedge_ray.train.assemble import (
     export_blocks,
     export_exit,
     export_heads,
+    export_variants,
     fixed_sets,
     joined,
     only,
@@ -34,7 +38,8 @@ from meedge_ray.train.assemble import (
 from meedge_ray.train.backbone import load_backbone
 from meedge_ray.train.baselines import baseline_choices
 from meedge_ray.train.cultivate import ExitTask, cultivated
-from meedge_ray.train.data import Dataset, digest, load_data
+from meedge_ray.train.data import Dataset, digest, image_shape, load_data
+from meedge_ray.train.elasticize import SupernetTask, elasticized
 from meedge_ray.train.features import Features, cache_features, check_features
 from meedge_ray.train.manifest import Manifest
 from meedge_ray.train.predictor import with_predictor
@@ -94,7 +99,7 @@ class _Build:
         self._backbone = load_backbone(
             self._spec,
             dataset,
-            _image(dataset),
+            image_shape(dataset),
             base_dir=manifest.base_dir,
             work=work,
             check=self._check,
@@ -140,11 +145,23 @@ class _Build:
             data=_data_section(self._spec, self._manifest.base_dir),
             made_with=made_with,
         )
+        bundle = self._with_supernet(bundle, surveyor)
         seed = self._spec.cultivation.seed
         return with_predictor(bundle, self._store, self._dataset.validation, self._work, seed=seed, report=self._report)
 
+    def _with_supernet(self, bundle: Bundle, surveyor: Surveyor) -> Bundle:
+        if self._spec.supernet is None:
+            return bundle
+        task = SupernetTask(self._spec, self._manifest.base_dir, self._work, self._work / "supernet")
+        self._run_missing([task])
+        supernet, losses = elasticized(task, self._chain)
+        variants = export_variants(supernet, losses, self._store, self._report)
+        return surveyor.with_variants(replace(bundle, variants=variants), self._report)
+
     def _check(self, chain: Chain) -> None:
-        """Refuse what the zoo cannot be."""
+        """Refuse what the supernet and the zoo cannot be."""
+        if self._spec.supernet is not None:
+            expand(copy.deepcopy(chain), self._spec.supernet)  # a copy, for a supernet freezes its backbone
         if self._spec.zoo is None:
             return
         memory = self._spec.cultivation.memory
@@ -244,15 +261,6 @@ class _Build:
 
 def _map_shapes(chain: Chain) -> list[tuple[int, int, int]]:
     return [chain.map_shape(exit_index) for exit_index in range(chain.exit_count)]
-
-
-def _image(dataset: Dataset) -> tuple[int, int, int]:
-    if len(dataset.input.shape) != 3:
-        raise InvalidInputError(
-            f"a sample has shape {dataset.input.shape}; branches need [channels, height, width]", where="spec.data"
-        )
-    channels, height, width = dataset.input.shape
-    return channels, height, width
 
 
 def _data_section(spec: ElasticModelSpec, base_dir: Path) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class ExitTask:
         return "cultivate"
 
     @property
+    def name(self) -> str:
+        """What it works on, in reports."""
+        return f"exit {self.exit_index}"
+
+    @property
     def epochs(self) -> int:
         """Epochs of training."""
         return self.settings.epochs
@@ -126,7 +131,7 @@ class ExitTask:
         while progress.epochs < self.epochs:
             growth.epoch()
             accuracies = list(progress.accuracies.values())
-            on_epoch(progress.epochs, {"mean_accuracy": float(np.mean(accuracies)), "best_accuracy": max(accuracies)})
+            on_epoch(progress.epochs, {"mean_accuracy": float(np.mean(accuracies)), "accuracy": max(accuracies)})
         del growth  # its memory, before all weights are read
         with whole_folder(self.output) as partial:
             save_file(grown_weights(checkpoint, progress, self.stems), partial / _WEIGHTS)

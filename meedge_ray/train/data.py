@@ -54,6 +54,20 @@ def load_data(data: Data, base_dir: Path, *, scratch: Path | None = None) -> Dat
     return Dataset(train, validation, test, classes, spec)
 
 
+def image_shape(dataset: Dataset) -> tuple[int, int, int]:
+    """Return channels, height and width of a sample.
+
+    Raises:
+        InvalidInputError: samples are no images.
+    """
+    if len(dataset.input.shape) != 3:
+        raise InvalidInputError(
+            f"a sample has shape {dataset.input.shape}; branches need [channels, height, width]", where="spec.data"
+        )
+    channels, height, width = dataset.input.shape
+    return channels, height, width
+
+
 class Hash(Protocol):
     """What hashlib gives."""
 

@@ -5,19 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from meedge_ray.api.elastic_model import Pretrain
-from meedge_ray.bundle.files import write_atomically
 from meedge_ray.runtime.memory import freed_memory_kept
 from meedge_ray.runtime.samples import Normalizer
 from meedge_ray.train.data import Dataset
 from meedge_ray.train.device import training_device
 from meedge_ray.train.progress import Report, silent
 from meedge_ray.train.samples import Samples
+from meedge_ray.train.training_state import restore_training, save_training
 
 
 def pretrain(
@@ -47,16 +45,17 @@ def pretrain(
         report: told the epochs done.
     """
     device = training_device()
-    model.to(device)
+    # A third quicker on CPUs for residual networks and MobileNets, no slower for any.
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     optimizer = torch.optim.Adam(model.parameters())
-    done = 0 if checkpoint is None or not checkpoint.exists() else _restore(checkpoint, model, optimizer)
+    done = 0 if checkpoint is None or not checkpoint.exists() else restore_training(checkpoint, model, optimizer)
     for epoch in range(done, settings.epochs):
         with freed_memory_kept():
             loss = _epoch(model, optimizer, dataset, settings, seed, epoch)
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, epoch + 1)
+            save_training(checkpoint, model, optimizer, epoch + 1)
         report("pretrain", epoch + 1, settings.epochs, f"loss {loss:.3f}")
-    model.to("cpu").eval()
+    model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
 def _epoch(
@@ -72,7 +71,8 @@ def _epoch(
         passed = (epoch * steps + step) / (settings.epochs * steps)
         for group in optimizer.param_groups:
             group["lr"] = float(settings.learning_rate) * (1 + math.cos(math.pi * passed)) / 2
-        said = model(torch.from_numpy(normalizer.batch(batch.x)).to(device))
+        images = torch.from_numpy(normalizer.batch(batch.x))
+        said = model(images.to(device, memory_format=torch.channels_last))
         exits = said if isinstance(said, tuple) else (said,)
         labels = torch.from_numpy(batch.y).to(device)
         loss = torch.stack([nn.functional.cross_entropy(logits, labels) for logits in exits]).mean()
@@ -87,30 +87,3 @@ def _batches(samples: Samples, steps: int, seed: int, epoch: int) -> Iterator[Sa
     order = np.random.default_rng((seed, epoch)).permutation(len(samples))
     for chosen in np.array_split(order, steps):
         yield samples[chosen]
-
-
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Adam, epochs: int) -> None:
-    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{index}/{key}": value for key, value in moments.items()}
-    # Clones, because safetensors refuses tensors that share memory, such as tied weights.
-    whole = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    write_atomically(path, safetensors.torch.save(whole, {"epochs": str(epochs)}))
-
-
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Adam) -> int:
-    """Load weights and moments; return the epochs done."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
-    with safetensors.safe_open(path, framework="pt") as file:
-        epochs = int(file.metadata()["epochs"])
-        for name in file.keys():  # noqa: SIM118 - no dict
-            kind, key = name.split("/", 1)
-            if kind == "model":
-                weights[key] = file.get_tensor(name)
-            else:
-                index, key = key.split("/")
-                moments.setdefault(int(index), {})[key] = file.get_tensor(name)
-    model.load_state_dict(weights)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return epochs

@@ -79,6 +79,11 @@ class SharingTask:
         return "share"
 
     @property
+    def name(self) -> str:
+        """What it works on, in reports."""
+        return self.cultivation.name
+
+    @property
     def exit_index(self) -> int:
         """The exit it works on."""
         return self.cultivation.exit_index
@@ -108,7 +113,7 @@ class SharingTask:
             head, said = _share(branch, features, self.settings, self.cultivation.settings.seed)
             weights |= {f"{branch.name}/{key}": value.cpu().contiguous() for key, value in head.state_dict().items()}
             figures.append(said)
-            on_epoch(done, {"best_accuracy": max(one.accuracy for one in figures)})
+            on_epoch(done, {"accuracy": max(one.accuracy for one in figures)})
         with whole_folder(self.output) as partial:
             save_file(weights, partial / "weights.safetensors")
             (partial / "merged.json").write_text(json.dumps([asdict(one) for one in figures], indent=1))

@@ -1,4 +1,4 @@
-"""What a stage of the build gives to workers: one task an exit, run here in turn or side by side on a cluster."""
+"""What a stage of the build gives to workers: tasks, run here in turn or side by side on a cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ OnEpoch = Callable[[int, Mapping[str, float]], None]
 
 
 class Task(Protocol):
-    """The work of one stage at one exit.
+    """A part of one stage's work, such as that at one exit.
 
     A worker anywhere can do it: it is small, and reads and writes the shared disk. It is finished once its output is
     there, whole.
@@ -22,8 +22,8 @@ class Task(Protocol):
         """The stage's name in reports."""
 
     @property
-    def exit_index(self) -> int:
-        """The exit it works on."""
+    def name(self) -> str:
+        """What it works on, such as "exit 3", in reports."""
 
     @property
     def output(self) -> Path:
@@ -42,7 +42,7 @@ class Task(Protocol):
         """Whether its output is there."""
 
     def run(self, on_epoch: OnEpoch) -> None:
-        """Do the work, going on where a killed run was; `on_epoch` is told the epochs done and `best_accuracy`."""
+        """Do the work, going on where a killed run was; `on_epoch` is told the epochs done and `accuracy`."""
 
 
 RunTasks = Callable[[Sequence[Task], Report], None]
@@ -53,7 +53,11 @@ def run_in_turn(tasks: Sequence[Task], report: Report) -> None:
     for done, task in enumerate(tasks):
 
         def on_epoch(epoch: int, figures: Mapping[str, float], *, done: int = done, task: Task = task) -> None:
-            detail = f"exit {task.exit_index}: best {figures['best_accuracy']:.1%}"
-            report(task.stage, done + epoch / task.epochs, len(tasks), detail)
+            report(task.stage, done + epoch / task.epochs, len(tasks), detail(task, figures))
 
         task.run(on_epoch)
+
+
+def detail(task: Task, figures: Mapping[str, float]) -> str:
+    """Return what a report says of a task's progress."""
+    return f"{task.name}: accuracy {figures['accuracy']:.1%}"

@@ -26,12 +26,14 @@ from meedge_ray.domain.elastic import (
     Predictor,
     Profile,
     Unit,
+    Variant,
 )
 from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError
 
 CONTENTS = {
     "block0": b"first",
     "block1": b"second",
+    "merged": b"lighter",
     "small": b"branch",
     "fixed": b"baseline",
     "predictor": b"tensors",
@@ -76,6 +78,18 @@ def make_bundle(accuracy=0.5, **changes):
         ),
         final_accuracy=0.9,
         branches=(branch_of("small", accuracy),),
+        variants=(
+            Variant(
+                name="merged-0-2",
+                kind="merged",
+                start=0,
+                end=2,
+                unit=unit_of(CONTENTS["merged"]),
+                parameters=2,
+                flops=1,
+                accuracy_loss=0.1,
+            ),
+        ),
         baselines={"msdnet": (branch_of("fixed"),)},
         eliminated=(Eliminated(name="slow", exit_index=0, accuracy=0.1, time_ms=9.0, reason="dominated"),),
         profiles={
@@ -87,6 +101,8 @@ def make_bundle(accuracy=0.5, **changes):
                 block_std_ms=(0.01, 0.0),
                 branch_ms={"small": 0.01, "fixed": 0.02},
                 branch_std_ms={"small": 0.001, "fixed": 0.002},
+                variant_ms={"merged-0-2": 0.1},
+                variant_std_ms={"merged-0-2": 0.01},
             )
         },
         confidences=unit_of(CONTENTS["confidences"]),
@@ -125,7 +141,7 @@ def test_the_canonical_json_does_not_depend_on_how_the_bundle_was_written_down()
     assert "één".encode() in bundle_json(bundle)
 
 
-def test_every_unit_is_named_once_blocks_first():
+def test_every_unit_is_named_once_links_first():
     units = bundle_units(make_bundle())
     assert [unit.sha256 for unit in units] == [sha256_of(data) for data in CONTENTS.values()]
 
@@ -193,10 +209,10 @@ def test_a_bundle_may_have_neither_predictor_nor_confidences(directory):
     assert len(bundle_units(bundle)) == len(CONTENTS) - 2
 
 
-@pytest.mark.parametrize("version", [3, 5, "4", None])
+@pytest.mark.parametrize("version", [4, 6, "5", None])
 def test_another_format_is_refused_with_what_to_do(version):
     document = json.loads(bundle_json(make_bundle())) | {"format": version}
-    with pytest.raises(InvalidInputError, match="this version reads format 4") as error:
+    with pytest.raises(InvalidInputError, match="this version reads format 5") as error:
         parse_bundle(json.dumps(document).encode())
     assert "build the bundle again" in error.value.do
 
@@ -222,6 +238,13 @@ def changed(*path, to):
         (changed("branches", 0, "units", 0, "sha256", to="../../x"), "not a unit's name"),
         (changed("branches", 0, "units", to=[]), "branch small: a branch has at least one unit"),
         (changed("branches", 0, "name", to="fixed"), "one name for two branches"),
+        (changed("variants", 0, "end", to=3), "variant merged-0-2: there are no blocks 0 to before 3"),
+        (changed("variants", 0, "start", to=2), "variant merged-0-2: there are no blocks 2 to before 2"),
+        (changed("variants", 0, "name", to="block0"), "variant block0: one name for two links"),
+        (changed("variants", 0, "kind", to="odd"), r"variants\.0\.kind"),
+        (changed("profiles", "board", "variant_ms", to={}), "no time of variant merged-0-2"),
+        (changed("profiles", "board", "variant_std_ms", to={}), "not one standard deviation"),
+        (changed("profiles", "board", "variant_ms", "merged-0-2", to=0.0), "not above 0"),
         (changed("profiles", "board", "block_ms", to=[0.1]), "times of 1 blocks"),
         (changed("profiles", "board", "branch_ms", to={"small": 0.1}), "no time of branch fixed"),
         (changed("profiles", "board", "block_ms", to=[0.1, 0.0]), "not above 0"),

@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,7 @@ import numpy as np
 import pytest
 
 from meedge_ray.bundle.manifest import unit_store
-from meedge_ray.cli.main import main
 from meedge_ray.domain.elastic import Bundle
-
-
-@pytest.fixture
-def meedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a command line; returns its exit code, what it printed, and what it complained about."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["meedge", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        captured = capsys.readouterr()
-        return int(str(code or 0)), captured.out, captured.err
-
-    return run
 
 
 def answer(run: tuple[int, str, str]) -> Any:
@@ -44,7 +25,7 @@ def sample(tiny: tuple[Path, Bundle], tmp_path: Path) -> Path:
 def test_help_lists_every_command(meedge) -> None:
     code, out, _ = meedge("--help")
     assert code == 0
-    for name in ("build", "inspect", "place", "infer", "evaluate", "serve", "doctor"):
+    for name in ("build", "inspect", "place", "infer", "evaluate", "adapt", "serve", "doctor"):
         assert f"  {name} " in out
 
 

@@ -22,6 +22,7 @@ def build(architecture, shape=(3, 32, 32), classes=10, **arguments):
         ("resnet8", (3, 32, 32)),
         ("resnet20", (1, 28, 28)),
         ("resnet14", (2, 9, 13)),
+        ("mobilenetv2", (3, 32, 32)),
         ("torchvision/resnet18", (3, 32, 32)),
     ],
 )
@@ -39,6 +40,14 @@ def test_a_resnet_has_as_many_weight_layers_as_its_depth(depth, weight_layers):
 
 def test_resnet20_has_the_published_number_of_parameters():
     assert sum(parameter.numel() for parameter in build("resnet20").parameters()) == 269_722
+
+
+def test_mobilenetv2_has_the_published_number_of_parameters_and_fewer_where_it_is_narrower():
+    # 2.2 million without the classifier of ImageNet (Sandler et al. 2018, table 4: 3.4 million with it).
+    parameters = sum(parameter.numel() for parameter in build("mobilenetv2", classes=1000).parameters())
+    assert parameters == 3_504_872
+    narrow = build("mobilenetv2", width_percent=50)
+    assert sum(parameter.numel() for parameter in narrow.parameters()) < 0.35 * parameters
 
 
 def test_a_resnet_shortcut_pads_new_channels_with_zeros_on_both_sides():

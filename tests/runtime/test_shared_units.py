@@ -31,16 +31,16 @@ def self_contained(world, name):
 def runs(engine, sample):
     """How often an inference runs each resident unit of the branches, by SHA-256."""
     counts, placed = Counter(), engine._placed
+    units = {placed.units[unit].run: unit.sha256 for branch in placed.branches for unit in branch.units}
 
-    def counted(sha256, run):
+    def counted(run):
         def count(*arguments):
-            counts[sha256] += 1
+            counts.update([units[run]] if run in units else [])
             return run(*arguments)
 
         return count
 
-    sessions = {sha256: unit._replace(run=counted(sha256, unit.run)) for sha256, unit in placed.sessions.items()}
-    engine._placed = engine._placement(placed.branches, sessions)
+    engine._placed = replace(placed, steps=tuple(step._replace(run=counted(step.run)) for step in placed.steps))
     engine.infer(sample)
     engine._placed = placed
     return counts
@@ -99,17 +99,15 @@ def test_one_unit_at_two_exits_is_loaded_once_and_run_at_both(world, samples):
 def test_a_shared_unit_counts_in_the_time_of_every_branch(world, samples):
     engine = world.engine(*ALL)
 
-    def slow(unit):
-        def run(*arguments):
-            sleep(0.02)
-            return unit.run(*arguments)
-
-        return unit._replace(run=run)
-
     placed = engine._placed
-    convolution = world.branch("exit1-small").units[0].sha256
-    sessions = placed.sessions | {convolution: slow(placed.sessions[convolution])}
-    engine._placed = engine._placement(placed.branches, sessions)
+    convolution = placed.units[world.branch("exit1-small").units[0]].run
+
+    def slow(*arguments):
+        sleep(0.02)
+        return convolution(*arguments)
+
+    steps = tuple(step._replace(run=slow) if step.run == convolution else step for step in placed.steps)
+    engine._placed = replace(placed, steps=steps)
     block_ms, branch_ms = engine.unit_times(samples[0])
     assert block_ms.shape == (4,)
     assert list(branch_ms) == list(ALL)

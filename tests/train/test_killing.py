@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from worlds import SHAPE, World
 
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.domain.elastic import Bundle
-from meedge_ray.runtime.sessions import UnitSession
+from meedge_ray.runtime.steps import Step
 from meedge_ray.search.laws import histogram_law, normal_law
 from meedge_ray.train.curves import mean_accuracy
 from meedge_ray.train.data import load_data
@@ -84,18 +85,17 @@ def test_a_later_preemption_does_not_wait_for_an_earlier_one() -> None:
         assert forgotten.at == math.inf
 
 
-def slow(unit: UnitSession) -> UnitSession:
+def slow(step: Step) -> Step:
     def run(*arguments: Any) -> Any:
         time.sleep(0.005)
-        return unit.run(*arguments)
+        return step.run(*arguments)
 
-    return unit._replace(run=run)
+    return step._replace(run=run)
 
 
 def test_no_result_that_comes_after_the_processor_was_taken_counts(world: World) -> None:
     engine = world.engine()
-    engine._blocks = [slow(unit) for unit in engine._blocks]
-    engine._placed = engine._placement((), {})
+    engine._placed = replace(engine._placed, steps=tuple(map(slow, engine._placed.steps)))
     with Preemptor() as preemptor:
         endings = set()
         for wait_ms in (0, 1, 5, 10, 15, 10_000):  # the whole takes 20

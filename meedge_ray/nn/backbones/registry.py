@@ -13,14 +13,16 @@ from torch import nn
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.nn.backbones.alexnet import AlexNet
 from meedge_ray.nn.backbones.lenet import LeNet
+from meedge_ray.nn.backbones.mobilenet import MobileNetV2
 from meedge_ray.nn.backbones.msdnet import MSDNet
 from meedge_ray.nn.backbones.resnet import ResNet
 from meedge_ray.nn.backbones.vgg import VGG16
 
 _WHERE = "spec.model.architecture"
-_REFERENCES: dict[str, type[LeNet | AlexNet | VGG16 | MSDNet]] = {
+_REFERENCES: dict[str, type[LeNet | AlexNet | MobileNetV2 | VGG16 | MSDNet]] = {
     "alexnet": AlexNet,
     "lenet": LeNet,
+    "mobilenetv2": MobileNetV2,
     "msdnet": MSDNet,
     "vgg16": VGG16,
 }
@@ -40,7 +42,7 @@ def build_backbone(
     """Build the backbone a manifest names, with fresh weights.
 
     Args:
-        architecture: `alexnet`, `lenet`, `msdnet`, `vgg16`, `resnet<6n+2>`, `torchvision/NAME` or
+        architecture: `alexnet`, `lenet`, `mobilenetv2`, `msdnet`, `vgg16`, `resnet<6n+2>`, `torchvision/NAME` or
             `package.module:callable`. A callable gets `input_shape` and `classes` where its signature names them.
         input_shape: channels, height and width of one input.
         classes: number of logits.
