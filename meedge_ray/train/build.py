@@ -146,6 +146,8 @@ class _Build:
             made_with=made_with,
         )
         bundle = self._with_supernet(bundle, surveyor)
+        if not any((kept, *fixed.values())):
+            return bundle  # there is nothing to plan
         seed = self._spec.cultivation.seed
         return with_predictor(bundle, self._store, self._dataset.validation, self._work, seed=seed, report=self._report)
 

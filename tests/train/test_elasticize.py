@@ -7,6 +7,7 @@ import pytest
 
 from meedge_ray.api.elastic_model import ElasticModel
 from meedge_ray.bundle.manifest import unit_store, verify_units
+from meedge_ray.cli.output import Bars
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.runtime.adaptation import Adapter
@@ -111,7 +112,8 @@ def test_a_subnet_is_a_bundle_that_is_placed_and_run_like_any_other(grown: tuple
 
 
 def test_without_a_zoo_a_supernet_is_all_there_is(tmp_path: Path) -> None:
-    bundle = build(manifest(tmp_path, zoo=None), tmp_path / "bundle")
+    with Bars() as bars:  # as a user builds
+        bundle = build(manifest(tmp_path, zoo=None), tmp_path / "bundle", report=bars)
     assert bundle.branches == ()
     assert len(bundle.variants) == 5
 

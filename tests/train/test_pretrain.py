@@ -6,10 +6,11 @@ from pathlib import Path
 import pretraining
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from meedge_ray.api.elastic_model import Data
+from meedge_ray.api.elastic_model import Data, Pretrain
 from meedge_ray.train.data import load_data
+from meedge_ray.train.pretrain import pretrain
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -53,3 +54,24 @@ def test_killed_training_goes_on_to_the_same_bits(together: bool, tmp_path: Path
     assert same(resumed, pretraining.trained(None, make=make))
     assert same(resumed, pretraining.trained(checkpoint, make=make, report=lambda *_: told.append(5)))
     assert told == [2, 3, 4]
+
+
+def test_a_network_that_flattens_with_view_is_trained_as_well() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.linear = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.convolution(x).view(len(x), -1))
+
+    model = Viewing()
+    before = model.linear.weight.clone()
+    pretrain(
+        model,
+        load_data(Data.model_validate({"trainSamples": 64}), Path()),
+        Pretrain.model_validate({"epochs": 1}),
+        seed=0,
+    )
+    assert not torch.equal(model.linear.weight, before)
+    assert model.convolution.weight.is_contiguous()

@@ -1,0 +1,276 @@
+"""What AdaptiveNet's figures are made of: searches, reuse, trade-offs, shifted data, on a built supernet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meedge_ray.bundle.manifest import read_bundle, unit_store
+from meedge_ray.domain.elastic import Bundle
+from meedge_ray.runtime.adaptation import Adapter
+from meedge_ray.runtime.loading import unit_reader
+from meedge_ray.runtime.subnet_evaluation import SubnetEvaluator
+from meedge_ray.search.subnet_search import Measured, evolve, fastest, nearby_init
+from meedge_ray.search.subnets import Subnet
+from meedge_ray.train.evaluation import test_samples
+from meedge_ray.train.samples import Samples
+
+BUDGET = 0.6  # of the original's latency, where one is searched for
+NEAR = 0.1  # of the budget: the range of nearby searches
+POPULATION, ITERATIONS = 50, 61  # 3,100 subnets, as in the paper
+CACHE_BYTES = 256 * 2**20
+RANGES = 6  # of latency
+IN_RANGE = 12  # subnets
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A supernet on this machine: samples to search with and others to report on."""
+
+    directory: Path
+    own: int  # samples to search with
+    judged: int  # samples to report on
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        return read_bundle(self.directory)
+
+    @cached_property
+    def test(self) -> Samples:
+        samples = test_samples(self.bundle)
+        return samples[np.random.default_rng(0).permutation(len(samples))]
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        return self.on(self.test[: self.own])
+
+    @cached_property
+    def judge(self) -> SubnetEvaluator:
+        return self.evaluator(self.test[self.own : self.own + self.judged], CACHE_BYTES)
+
+    def on(self, samples: Samples) -> Adapter:
+        known = None if "adapter" not in self.__dict__ else self.adapter.link_ms.tolist()
+        return Adapter(
+            self.bundle,
+            unit_store(self.directory),
+            np.asarray(samples.x),
+            samples.y,
+            cache_bytes=CACHE_BYTES,
+            link_ms=known,
+        )
+
+    def evaluator(self, samples: Samples, cache_bytes: int, *, batch: int = 128) -> SubnetEvaluator:
+        return SubnetEvaluator(
+            self.bundle.links,
+            unit_reader(unit_store(self.directory)),
+            self.bundle.input,
+            np.asarray(samples.x),
+            samples.y,
+            self.adapter.link_ms,
+            cache_bytes=cache_bytes,
+            batch=batch,
+        )
+
+    @property
+    def original_ms(self) -> float:
+        return self.adapter.space.latency_ms(self.adapter.space.original, self.adapter.link_ms)
+
+    @property
+    def budget_ms(self) -> float:
+        return BUDGET * self.original_ms
+
+
+@dataclass
+class Timed:
+    """An evaluator whose time is noted after every group: (subnets, seconds since the beginning, best so far)."""
+
+    evaluate: Callable[[Sequence[Subnet]], Sequence[float]]
+    latency_ms: Callable[[Subnet], float]
+    budget_ms: float
+
+    def __post_init__(self) -> None:
+        self.trail: list[tuple[int, float, float]] = []
+        self._start, self._subnets, self._best = perf_counter(), 0, 0.0
+
+    def __call__(self, subnets: Sequence[Subnet]) -> list[float]:
+        found = list(self.evaluate(subnets))
+        self._subnets += len(subnets)
+        within = [a for s, a in zip(subnets, found, strict=True) if self.latency_ms(s) <= self.budget_ms]
+        self._best = max([self._best, *within])
+        self.trail.append((self._subnets, perf_counter() - self._start, self._best))
+        return found
+
+    def reached(self, accuracy: float) -> tuple[int, float] | None:
+        """Return subnets and seconds until an accuracy; None if it was not reached."""
+        return next(((count, seconds) for count, seconds, best in self.trail if best >= accuracy), None)
+
+
+def searches(device: Device, seeds: int) -> Figures:
+    """Return how each strategy comes to the accuracy that plain evolution ends with (Figure 12)."""
+    adapter, budget_ms = device.adapter, device.budget_ms
+    alone = device.evaluator(device.test[: device.own], 0)
+
+    def timed(evaluate: SubnetEvaluator) -> Timed:
+        return Timed(evaluate, lambda subnet: adapter.space.latency_ms(subnet, adapter.link_ms), budget_ms)
+
+    runs: list[Figures] = []
+    for seed in range(seeds):
+        plain = timed(alone)  # the usual search: nothing is shared between subnets
+        common = {"budget_ms": budget_ms, "tolerance_ms": NEAR * budget_ms}
+        sizes = {"population": POPULATION, "iterations": ITERATIONS}
+        found = evolve(
+            adapter.space,
+            adapter.link_ms,
+            plain,
+            nearby=False,
+            rng=np.random.default_rng(seed),
+            **common,
+            **sizes,
+        )
+        target = found.best.accuracy
+        said: Figures = {"target": target, "plain-evolution": _row(plain, target, device, found.best)}
+        near = timed(adapter.evaluator)
+
+        def enough(measured: Sequence[Measured], target: float = target) -> bool:
+            return any(each.accuracy >= target and each.latency_ms <= budget_ms for each in measured)
+
+        found = evolve(
+            adapter.space,
+            adapter.link_ms,
+            near,
+            nearby=True,
+            rng=np.random.default_rng(seed),
+            stop=enough,
+            **common,
+            **sizes,
+        )
+        said["evolution"] = _row(near, target, device, found.best)
+        quick = timed(adapter.evaluator)
+        evaluator, adapter.evaluator = adapter.evaluator, quick  # type: ignore[assignment]  # it is called alike
+        found = adapter.search(budget_ms, "surrogate", np.random.default_rng(seed))
+        adapter.evaluator = evaluator
+        said["surrogate"] = _row(quick, target, device, found.best)
+        runs.append(said)
+    return {"budget_ms": budget_ms, "samples": device.own, "runs": runs}
+
+
+def _row(timed: Timed, target: float, device: Device, best: Measured) -> Figures:
+    reached = timed.reached(target)
+    subnets, seconds, accuracy = timed.trail[-1]
+    return {
+        "subnets": subnets,
+        "seconds": seconds,
+        "accuracy": accuracy,
+        "elsewhere": device.judge([best.subnet])[0],
+        "subnets_to_target": None if reached is None else reached[0],
+        "seconds_to_target": None if reached is None else reached[1],
+        "trail": timed.trail,
+    }
+
+
+def reuse(device: Device, seed: int = 0) -> Figures:
+    """Return the time that 100 subnets take with so many features kept, and none (Figure 11)."""
+    adapter, random = device.adapter, np.random.default_rng(seed)
+    near = NEAR * device.budget_ms
+    first = nearby_init(adapter.space, adapter.link_ms, device.budget_ms - near, device.budget_ms + near, 100, random)
+    groups: list[list[Subnet]] = []
+
+    def noted(subnets: Sequence[Subnet]) -> list[float]:
+        groups.append(list(subnets))
+        return adapter.evaluator(subnets)
+
+    evolve(
+        adapter.space,
+        adapter.link_ms,
+        noted,
+        budget_ms=device.budget_ms,
+        tolerance_ms=near,
+        nearby=True,
+        population=100,
+        iterations=6,
+        rng=random,
+    )
+    samples = device.test[: device.own]
+    largest = max(int(np.prod(block.input_shape)) for block in device.bundle.blocks) * 4
+    said: Figures = {}
+    for name, subnets in (("first", first), ("sixth", groups[-1])):
+        for batch in (32, 128):
+            rows = {}
+            for features in (0, 1, 2, 4, 16):
+                evaluator = device.evaluator(samples, features * largest * batch, batch=batch)
+                evaluator(subnets[:2])  # warm
+                begun = evaluator.seconds
+                evaluator(subnets)
+                rows[features] = evaluator.seconds - begun
+            said[f"{name}, batches of {batch}"] = rows
+    return said
+
+
+def trade_off(device: Device, budgets_ms: Sequence[float]) -> list[Figures]:
+    """Return what the surrogate search finds for every budget, judged on samples it did not see (Figure 7)."""
+    points = []
+    for budget_ms in budgets_ms:
+        chosen = device.adapter.adapt(budget_ms)
+        points.append(
+            {
+                "budget_ms": budget_ms,
+                "estimated_ms": chosen.estimated_ms,
+                "latency_ms": chosen.latency_ms,
+                "accuracy": device.judge([chosen.subnet])[0],
+                "shortfall_ms": chosen.shortfall_ms,
+            }
+        )
+    return points
+
+
+def by_range(device: Device, seed: int = 0) -> list[Figures]:
+    """Return the mean accuracy of random subnets in every range of latency (Figure 10)."""
+    adapter, random = device.adapter, np.random.default_rng(seed)
+    low_ms = adapter.space.latency_ms(fastest(adapter.space, adapter.link_ms), adapter.link_ms)
+    edges = np.linspace(low_ms, device.original_ms, RANGES + 1).tolist()
+    rows = []
+    for low, high in pairwise(edges):
+        drawn = nearby_init(adapter.space, adapter.link_ms, low, high, IN_RANGE, random)
+        if drawn:
+            rows.append({"from": low / device.original_ms, "to": high / device.original_ms})
+            rows[-1]["accuracy"] = mean(adapter.evaluator(drawn))
+    return rows
+
+
+def shifted(device: Device, alphas: Sequence[float], draws: int) -> list[Figures]:
+    """Return what searching on a device's own classes gains over searching on all of them (Figure 9).
+
+    Classes are drawn by a Dirichlet law; half of the device's samples are searched with, half judge.
+    """
+    adapter = device.adapter
+    everywhere = adapter.adapt(device.budget_ms).subnet
+    rows = []
+    for alpha in alphas:
+        gains: list[float] = []
+        for draw in range(draws):
+            samples = device.test[dirichlet(device.test.y, alpha, 2 * device.own, np.random.default_rng((draw, 7)))]
+            here = device.on(samples[: device.own])
+            chosen = here.search(device.budget_ms, "surrogate", np.random.default_rng(draw)).best.subnet
+            ours, theirs = device.evaluator(samples[device.own :], CACHE_BYTES)([chosen, everywhere])
+            gains.append(ours - theirs)
+        error = 1.96 * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
+        rows.append({"alpha": alpha, "draws": draws, "gain": mean(gains), "error": error, "median": median(gains)})
+    return rows
+
+
+def dirichlet(labels: NDArray[np.int64], alpha: float, count: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return `count` different samples whose classes have shares drawn by a symmetric Dirichlet law."""
+    classes = np.unique(labels)
+    shares = random.dirichlet(np.full(len(classes), alpha))
+    chances = (shares / np.bincount(labels)[classes])[np.searchsorted(classes, labels)] + 1e-12
+    chosen: NDArray[np.int64] = random.choice(len(labels), count, replace=False, p=chances / chances.sum())
+    return chosen
