@@ -129,7 +129,7 @@ def manifest(name: str, network: Network, work: Path, cifar100: Path | None, rep
     """Return what to build; fetches the data and trains the backbone where that is not done yet."""
     data = data_section(network.data, work, cifar100)
     if network.weights is not None:
-        weights = _shared() / "models" / network.weights
+        weights = shared() / "models" / network.weights
         normalization: dict[str, Any] = _IMAGE_NET
     else:
         weights = work / f"{name}.safetensors"
@@ -190,13 +190,13 @@ def data_section(name: str, work: Path, cifar100: Path | None) -> dict[str, Any]
     if name == "widar3":
         path = work / "widar3.npz"
         if not path.exists():
-            packed = np.load(_shared() / "data" / "widar3" / "bvp.npz")
+            packed = np.load(shared() / "data" / "widar3" / "bvp.npz")
             np.savez(path, x=packed["x"].astype(np.float32), y=packed["gesture"].astype(np.int64))
         return {"source": "npz", "path": str(path)}
     folder = cifar100 if name == "cifar100" else work / name
     assert folder is not None  # networks() offers CIFAR-100 only where it is
     if name != "cifar100" and not (folder / "test.npz").exists():
-        unpack = _shared() / "data" / "unpack.py"
+        unpack = shared() / "data" / "unpack.py"
         subprocess.run([sys.executable, str(unpack), name, str(folder), "--npz"], check=True)
     return {
         "source": "npz",
@@ -207,7 +207,8 @@ def data_section(name: str, work: Path, cifar100: Path | None) -> dict[str, Any]
     }
 
 
-def _shared() -> Path:
+def shared() -> Path:
+    """Return the folder MEEDGE_SHARED names."""
     if SHARED not in os.environ:
         sys.exit(f"set {SHARED} to the folder that holds models/ and data/")
     return Path(os.environ[SHARED])

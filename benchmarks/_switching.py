@@ -130,7 +130,7 @@ def _timeline(device: Device, pool: SubnetPool, core: int) -> Figures:
             while perf_counter() - begun < PHASE_S:
                 latency_ms = adaptive.infer(sample).elapsed_ms
                 rows.append((perf_counter() - start, latency_ms, adaptive.status().active.accuracy))
-        phases.append({"phase": name, **_phase(rows[first:], begun - start, budget_ms)})
+        phases.append({"phase": name, "begins_s": begun - start, **_phase(rows[first:], begun - start, budget_ms)})
     adaptive.settle()
     step = max(1, len(rows) // 2000)
     return {"phases": phases, "switches": adaptive.status().switches, "rows": rows[::step]}

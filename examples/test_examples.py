@@ -64,6 +64,22 @@ def test_your_own_model_on_your_own_samples(tmp_path: Path) -> None:
     assert content["exits"] == 3
 
 
+@pytest.mark.ray
+def test_a_device_chooses_another_body(tmp_path: Path) -> None:
+    folder = HERE / "04-another-body"
+    small = re.sub(r"epochs: \d+", "epochs: 2", (folder / "model.yaml").read_text()).replace("resnet20", "resnet14")
+    (tmp_path / "model.yaml").write_text(small)
+    meedge("build", "model.yaml", "-o", "digits", cwd=tmp_path)
+    run(str(folder / "samples.py"), "--count", "60", cwd=tmp_path)
+    budget = ("--latency-ms", "1000", "--data", "samples.npz")
+    said = json.loads(meedge("adapt", "digits", *budget, "--save", "fast", "-o", "json", cwd=tmp_path))
+    assert said["subnets"] > 100
+    assert said["evaluated"] <= 24
+    content = json.loads(meedge("inspect", "fast", "-o", "json", cwd=tmp_path))
+    assert [block["name"] for block in content["blocks"]] == said["subnet"]
+    assert content["final_accuracy"] == said["accuracy"]
+
+
 def test_the_committed_report_of_resnet20_beats_its_baselines_at_equal_memory() -> None:
     report = json.loads((HERE / "02-resnet20-cifar10" / "report" / "report.json").read_text())
     methods = report["methods"]
