@@ -82,7 +82,7 @@ class Device:
 
     @property
     def original_ms(self) -> float:
-        return self.adapter.space.latency_ms(self.adapter.space.original, self.adapter.link_ms)
+        return self.adapter.original_ms
 
     @property
     def budget_ms(self) -> float:

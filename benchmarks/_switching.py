@@ -17,7 +17,7 @@ from _adaptive import Device
 from _results import status_bytes
 
 from meedge_ray.bundle.manifest import read_bundle, unit_store
-from meedge_ray.runtime.adapting import AdaptiveEngine
+from meedge_ray.runtime.adaptive_engine import AdaptiveEngine
 from meedge_ray.runtime.engine import Body, Engine
 from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.memory import release_to_os

@@ -74,10 +74,13 @@ def test_a_device_chooses_another_body(tmp_path: Path) -> None:
     budget = ("--latency-ms", "1000", "--data", "samples.npz")
     said = json.loads(meedge("adapt", "digits", *budget, "--save", "fast", "-o", "json", cwd=tmp_path))
     assert said["subnets"] > 100
-    assert said["evaluated"] <= 24
+    assert said["evaluated"] <= 25
     content = json.loads(meedge("inspect", "fast", "-o", "json", cwd=tmp_path))
     assert [block["name"] for block in content["blocks"]] == said["subnet"]
     assert content["final_accuracy"] == said["accuracy"]
+    lines = run(str(folder / "budget.py"), "digits", "samples.npz", cwd=tmp_path).splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("budget ") for line in lines)
 
 
 def test_the_committed_report_of_resnet20_beats_its_baselines_at_equal_memory() -> None:

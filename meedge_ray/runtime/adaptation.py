@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError
+from meedge_ray.runtime.adaptive_engine import AdaptiveEngine
 from meedge_ray.runtime.engine import Engine
 from meedge_ray.runtime.loading import load_engine, unit_reader
 from meedge_ray.runtime.profiler import GROUP
@@ -39,7 +40,7 @@ class Adaptation:
     device's table, `latency_ms` the median of whole inferences. `accuracy` is the share of the device's samples it gets
     right, or on which it agrees with the original where those have no labels. `shortfall_ms` is by how much even the
     fastest subnet misses the budget; 0 where one fits. `pool` has the best of all that were evaluated, for a changed
-    budget.
+    budget, and the original where no better one is as quick.
     """
 
     subnet: Subnet
@@ -106,6 +107,11 @@ class Adapter:
             cache_bytes=cache_bytes,
         )
 
+    @property
+    def original_ms(self) -> float:
+        """Latency of the original network by this device's table."""
+        return self.space.latency_ms(self.space.original, self.link_ms)
+
     def adapt(self, latency_ms: float, *, strategy: Strategy = "surrogate", seed: int = 0) -> Adaptation:
         """Return the most accurate subnet found whose latency is within the budget.
 
@@ -132,23 +138,44 @@ class Adapter:
         found = (
             self._alone(quickest) if shortfall_ms else self.search(latency_ms, strategy, np.random.default_rng(seed))
         )
-        search_s = perf_counter() - start
+        original = Measured(self.space.original, self.original_ms, self.evaluator([self.space.original])[0])
         evaluated = self.evaluator.evaluated - before
-        best, original = found.best, self.space.original
+        search_s = perf_counter() - start
+        pool = SubnetPool((*found.measured, original))
+        best = found.best if shortfall_ms else pool.best(latency_ms) or found.best
         return Adaptation(
             subnet=best.subnet,
             estimated_ms=best.latency_ms,
             latency_ms=self._measured_ms(best.subnet),
             accuracy=best.accuracy,
-            original_ms=self._measured_ms(original),
-            original_accuracy=self.evaluator([original])[0],
+            original_ms=self._measured_ms(original.subnet),
+            original_accuracy=original.accuracy,
             labelled=self._labelled,
             shortfall_ms=shortfall_ms,
             subnets=self.space.count,
             evaluated=evaluated,
             profile_s=self.profile_s,
             search_s=search_s,
-            pool=SubnetPool(found.measured),
+            pool=pool,
+        )
+
+    def running(self, chosen: Adaptation, latency_ms: float, *, look_ahead: int = 0) -> AdaptiveEngine:
+        """Return an engine that keeps to a budget with the subnets found, and searches again where none of them does.
+
+        Args:
+            chosen: whose pool is run.
+            latency_ms: budget of one inference.
+            look_ahead: see `AdaptiveEngine`.
+        """
+        store, bundle = self._store, self.bundle
+        return AdaptiveEngine(
+            self._engine(bundle),
+            bundle,
+            chosen.pool,
+            unit_reader(store),
+            latency_ms=latency_ms,
+            look_ahead=look_ahead,
+            search_again=lambda budget_ms: self.adapt(budget_ms).pool.members,
         )
 
     def adapted(self, subnet: Subnet) -> Bundle:

@@ -40,7 +40,7 @@ def test_adapt_finds_a_subnet_in_every_way(meedge, supernet: Path, data: Path, s
     assert 0 <= said["accuracy"] <= 1
     assert said["labelled"]
     assert said["shortfall_ms"] == 0
-    assert 1 <= said["evaluated"] <= said["subnets"]
+    assert 1 <= said["evaluated"] <= said["subnets"] + 1
     assert said["search_s"] > 0
     # All budgets are open, so none of those measured is better.
     assert said["accuracy"] == max(each["accuracy"] for each in said["pool"])
@@ -48,7 +48,7 @@ def test_adapt_finds_a_subnet_in_every_way(meedge, supernet: Path, data: Path, s
 
 def test_a_budget_below_the_fastest_is_answered_with_that_one(meedge, supernet: Path, data: Path) -> None:
     said = json.loads(meedge("adapt", supernet, "--latency-ms", 0.0001, "--data", data, "-o", "json")[1])
-    assert said["evaluated"] == 1
+    assert said["evaluated"] == 2  # with the original
     assert said["shortfall_ms"] == pytest.approx(said["estimated_ms"] - 0.0001)
     _, out, _ = meedge("adapt", supernet, "--latency-ms", 0.0001, "--data", data)
     assert "no subnet is within the budget: the fastest misses it by" in out

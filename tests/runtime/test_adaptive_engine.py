@@ -5,7 +5,7 @@ import pytest
 from supernets import make_supernet
 
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError, UnavailableError
-from meedge_ray.runtime.adapting import AdaptiveEngine
+from meedge_ray.runtime.adaptive_engine import AdaptiveEngine
 from meedge_ray.runtime.latency import LatencyMonitor
 from meedge_ray.runtime.preemption import Preemption
 from meedge_ray.runtime.subnet_pool import SubnetPool
