@@ -28,11 +28,11 @@ from meedge_ray.nn.source import load_model
 from meedge_ray.train.data import load_data
 from meedge_ray.train.progress import Report
 
-OWN, JUDGED = 512, 2000  # samples of the device, and others
+OWN, JUDGED = 256, 2000  # samples of the device, and others
 SEARCHED = ("resnet56", "mobilenetv2")
 ABLATED = ("resnet20", "resnet20-distilled", "resnet20-tuned")
 BUDGETS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # of the original's latency
-SEEDS = 2
+SEEDS = 1
 ALPHAS, DRAWS = (0.1, 0.3, 1.0), 10
 TASK_SAMPLES = 2500
 PRUNED_ONLY = {"mergedBlocks": 1, "shrunk": ["0.25", "0.5", "0.75", "0.9"]}

@@ -28,7 +28,7 @@ def main() -> None:
         engine.settle()
         status = engine.status()
         sys.stdout.write(
-            f"budget {status.latency_ms:.3f} ms: {np.mean(right):.1%} right, body of {status.active.latency_ms:.3f} ms, "
+            f"budget {status.latency_ms:.3f} ms: {np.mean(right):.1%} right, body {status.active.latency_ms:.3f} ms, "
             f"{status.switches} switches so far, short by {status.shortfall_ms:.3f} ms\n"
         )
 
