@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from rich.table import Table
 
 from meedge_ray.bundle.manifest import bundle_sha256, read_bundle, unit_store, verify_units
 from meedge_ray.cli.distribution import Distribution, read_distribution
@@ -22,6 +23,7 @@ from meedge_ray.domain.quantity import format_bytes, parse_bytes
 from meedge_ray.runtime.exit_planning import planner_for
 from meedge_ray.runtime.loading import load_engine, load_predictor, unit_reader
 from meedge_ray.runtime.placing import Placer
+from meedge_ray.runtime.subnets import subnet_space
 
 if TYPE_CHECKING:
     from meedge_ray.train.evaluation import Comparison
@@ -91,7 +93,7 @@ def _workers(stack: ExitStack) -> "RunTasks":
 
 
 def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
-    """Verify a bundle and show its blocks, its branches at every exit, and their times."""
+    """Verify a bundle and show its blocks, its branches at every exit, its lighter blocks, and their times."""
     bundle = read_bundle(directory)
     verify_units(directory, bundle)
     profile = next(iter(bundle.profiles.values()))
@@ -121,7 +123,25 @@ def inspect(directory: Directory, form: Output = Format.TEXT) -> None:
         table(["branch", "accuracy>", "answers at ms>", "ms>", "+-ms>", "bytes>", "neurons merged>"], branches),
         "",
         table(["eliminated", "accuracy>", "because it"], eliminated),
+        *_supernet(bundle),
     )
+
+
+def _supernet(bundle: Bundle) -> list[Table | str]:
+    if not bundle.variants:
+        return []
+    profile = next(iter(bundle.profiles.values()))
+    rows = [
+        [variant.name, f"{variant.start}-{variant.end - 1}", f"{profile.variant_ms[variant.name]:.3f}"]
+        + [f"{sum(profile.block_ms[variant.start : variant.end]):.3f}", format_bytes(variant.unit.size_bytes)]
+        + [f"{100 * variant.accuracy_loss:+.1f}"]
+        for variant in bundle.variants
+    ]
+    return [
+        "",
+        f"{len(rows)} lighter blocks make {subnet_space(bundle).count:,} bodies; `meedge adapt` chooses one",
+        table(["variant", "for blocks>", "ms>", "theirs>", "bytes>", "points lost alone>"], rows),
+    ]
 
 
 def _planning(bundle: Bundle) -> list[str]:
@@ -260,6 +280,7 @@ def _summary(directory: Path, bundle: Bundle) -> dict[str, Any]:
         "input_shape": list(bundle.input.shape),
         "blocks": [asdict(block) for block in bundle.blocks],
         "branches": [asdict(branch) for branch in bundle.branches],
+        "variants": [asdict(variant) for variant in bundle.variants],
         "baselines": {name: [branch.name for branch in branches] for name, branches in bundle.baselines.items()},
     }
 

@@ -46,6 +46,14 @@ def test_adapt_finds_a_subnet_in_every_way(meedge, supernet: Path, data: Path, s
     assert said["accuracy"] == max(each["accuracy"] for each in said["pool"])
 
 
+def test_inspect_shows_the_supernet(meedge, supernet: Path) -> None:
+    code, out, _ = meedge("inspect", supernet)
+    assert code == 0
+    assert "6 lighter blocks make 13 bodies" in out
+    bundle = read_bundle(supernet)
+    assert all(variant.name in out for variant in bundle.variants)
+
+
 def test_a_budget_below_the_fastest_is_answered_with_that_one(meedge, supernet: Path, data: Path) -> None:
     said = json.loads(meedge("adapt", supernet, "--latency-ms", 0.0001, "--data", data, "-o", "json")[1])
     assert said["evaluated"] == 2  # with the original
