@@ -17,14 +17,14 @@ from meedge_ray.domain.elastic import Bundle
 from meedge_ray.runtime.adaptation import Adapter
 from meedge_ray.runtime.loading import unit_reader
 from meedge_ray.runtime.subnet_evaluation import SubnetEvaluator
-from meedge_ray.search.subnet_search import Measured, evolve, fastest, nearby_init
+from meedge_ray.search.subnet_search import evolve, fastest, nearby_init
 from meedge_ray.search.subnets import Subnet
 from meedge_ray.train.evaluation import test_samples
 from meedge_ray.train.samples import Samples
 
 BUDGET = 0.6  # of the original's latency, where one is searched for
 NEAR = 0.1  # of the budget: the range of nearby searches
-POPULATION, ITERATIONS = 50, 61  # 3,100 subnets, as in the paper
+POPULATION, ITERATIONS = 50, 21  # 1,100 subnets
 CACHE_BYTES = 256 * 2**20
 RANGES = 6  # of latency
 IN_RANGE = 12  # subnets
@@ -91,90 +91,75 @@ class Device:
 
 @dataclass
 class Timed:
-    """An evaluator whose time is noted after every group: (subnets, seconds since the beginning, best so far)."""
+    """An evaluator whose time is noted after every group, with the best subnet within the budget so far."""
 
     evaluate: Callable[[Sequence[Subnet]], Sequence[float]]
     latency_ms: Callable[[Subnet], float]
     budget_ms: float
 
     def __post_init__(self) -> None:
-        self.trail: list[tuple[int, float, float]] = []
-        self._start, self._subnets, self._best = perf_counter(), 0, 0.0
+        self.trail: list[tuple[int, float, float, Subnet | None]] = []
+        self._start, self._subnets = perf_counter(), 0
+        self._best: tuple[float, Subnet | None] = (0.0, None)
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[float]:
         found = list(self.evaluate(subnets))
         self._subnets += len(subnets)
-        within = [a for s, a in zip(subnets, found, strict=True) if self.latency_ms(s) <= self.budget_ms]
-        self._best = max([self._best, *within])
-        self.trail.append((self._subnets, perf_counter() - self._start, self._best))
+        for subnet, accuracy in zip(subnets, found, strict=True):
+            if accuracy > self._best[0] and self.latency_ms(subnet) <= self.budget_ms:
+                self._best = accuracy, subnet
+        self.trail.append((self._subnets, perf_counter() - self._start, *self._best))
         return found
-
-    def reached(self, accuracy: float) -> tuple[int, float] | None:
-        """Return subnets and seconds until an accuracy; None if it was not reached."""
-        return next(((count, seconds) for count, seconds, best in self.trail if best >= accuracy), None)
 
 
 def searches(device: Device, seeds: int) -> Figures:
-    """Return how each strategy comes to the accuracy that plain evolution ends with (Figure 12)."""
+    """Return how each strategy comes to the accuracy that plain evolution ends with (Figure 12).
+
+    Of thousands of subnets the one that is best on some samples is so by chance as well, so what is reached is judged
+    on samples no search has seen.
+    """
     adapter, budget_ms = device.adapter, device.budget_ms
-    alone = device.evaluator(device.test[: device.own], 0)
-
-    def timed(evaluate: SubnetEvaluator) -> Timed:
-        return Timed(evaluate, lambda subnet: adapter.space.latency_ms(subnet, adapter.link_ms), budget_ms)
-
+    alone = device.evaluator(device.test[: device.own], 0)  # the usual way: nothing is shared between subnets
+    evaluators = {"plain-evolution": alone, "evolution": adapter.evaluator, "surrogate": adapter.evaluator}
     runs: list[Figures] = []
     for seed in range(seeds):
-        plain = timed(alone)  # the usual search: nothing is shared between subnets
-        common = {"budget_ms": budget_ms, "tolerance_ms": NEAR * budget_ms}
-        sizes = {"population": POPULATION, "iterations": ITERATIONS}
-        found = evolve(
-            adapter.space,
-            adapter.link_ms,
-            plain,
-            nearby=False,
-            rng=np.random.default_rng(seed),
-            **common,
-            **sizes,
-        )
-        target = found.best.accuracy
-        said: Figures = {"target": target, "plain-evolution": _row(plain, target, device, found.best)}
-        near = timed(adapter.evaluator)
-
-        def enough(measured: Sequence[Measured], target: float = target) -> bool:
-            return any(each.accuracy >= target and each.latency_ms <= budget_ms for each in measured)
-
-        found = evolve(
-            adapter.space,
-            adapter.link_ms,
-            near,
-            nearby=True,
-            rng=np.random.default_rng(seed),
-            stop=enough,
-            **common,
-            **sizes,
-        )
-        said["evolution"] = _row(near, target, device, found.best)
-        quick = timed(adapter.evaluator)
-        evaluator, adapter.evaluator = adapter.evaluator, quick  # type: ignore[assignment]  # it is called alike
-        found = adapter.search(budget_ms, "surrogate", np.random.default_rng(seed))
-        adapter.evaluator = evaluator
-        said["surrogate"] = _row(quick, target, device, found.best)
+        said: Figures = {}
+        for name, evaluate in evaluators.items():
+            timed = Timed(evaluate, lambda subnet: adapter.space.latency_ms(subnet, adapter.link_ms), budget_ms)
+            if name == "surrogate":
+                adapter.evaluator = timed  # type: ignore[assignment]  # it is called alike
+                adapter.search(budget_ms, name, np.random.default_rng(seed))
+                adapter.evaluator = evaluate
+            else:
+                evolve(
+                    adapter.space,
+                    adapter.link_ms,
+                    timed,
+                    budget_ms=budget_ms,
+                    tolerance_ms=NEAR * budget_ms,
+                    nearby=name == "evolution",
+                    population=POPULATION,
+                    iterations=ITERATIONS,
+                    rng=np.random.default_rng(seed),
+                )
+            said[name] = _row(timed, device)
+        target = said["plain-evolution"]["unseen"]
+        for row in said.values():
+            reached = next((each for each in row["trail"] if each[3] >= target), None)
+            row["subnets_to_target"], row["seconds_to_target"] = (None, None) if reached is None else reached[:2]
         runs.append(said)
     return {"budget_ms": budget_ms, "samples": device.own, "runs": runs}
 
 
-def _row(timed: Timed, target: float, device: Device, best: Measured) -> Figures:
-    reached = timed.reached(target)
-    subnets, seconds, accuracy = timed.trail[-1]
-    return {
-        "subnets": subnets,
-        "seconds": seconds,
-        "accuracy": accuracy,
-        "elsewhere": device.judge([best.subnet])[0],
-        "subnets_to_target": None if reached is None else reached[0],
-        "seconds_to_target": None if reached is None else reached[1],
-        "trail": timed.trail,
-    }
+def _row(timed: Timed, device: Device) -> Figures:
+    best = list(dict.fromkeys(subnet for *_, subnet in timed.trail if subnet is not None))
+    unseen = dict(zip(best, device.judge(best), strict=True))
+    trail = [
+        (count, seconds, accuracy, 0.0 if subnet is None else unseen[subnet])
+        for count, seconds, accuracy, subnet in timed.trail
+    ]
+    subnets, seconds, accuracy, judged = trail[-1]
+    return {"subnets": subnets, "seconds": seconds, "accuracy": accuracy, "unseen": judged, "trail": trail}
 
 
 def reuse(device: Device, seed: int = 0) -> Figures:

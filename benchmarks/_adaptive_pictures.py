@@ -93,14 +93,14 @@ def _search(panels: Figures) -> Figure:
         for run in said["runs"]:
             for method, (label, color) in _SEARCHES.items():
                 trail = run[method]["trail"]
-                best = [row[2] for row in trail]
+                best = [row[3] for row in trail]
                 named = {"label": label} if run is said["runs"][0] else {}
                 grid[2 * place].step([row[0] for row in trail], best, where="post", color=color, **named)
                 grid[2 * place + 1].step([row[1] for row in trail], best, where="post", color=color)
         for axes, unit in ((grid[2 * place], "subnets evaluated"), (grid[2 * place + 1], "seconds")):
             axes.set(title=name, xlabel=unit, xscale="log")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    grid[0].set_ylabel("best accuracy within the budget")
+    grid[0].set_ylabel("accuracy of the best, unseen samples")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 

@@ -28,7 +28,7 @@ from meedge_ray.nn.source import load_model
 from meedge_ray.train.data import load_data
 from meedge_ray.train.progress import Report
 
-OWN, JUDGED = 256, 2000  # samples of the device, and others
+OWN, JUDGED = 512, 2000  # samples of the device, and others
 SEARCHED = ("resnet56", "mobilenetv2")
 ABLATED = ("resnet20", "resnet20-distilled", "resnet20-tuned")
 BUDGETS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # of the original's latency
@@ -98,7 +98,7 @@ class Benchmark:
             56,
             data.train,
             data.input,
-            seconds=30 if self._quick else seconds_of(name, self._work),
+            seconds=30 if self._quick else seconds_of(f"{name}-pruned", self._work),
             learning_rate=1e-3,
             batch_size=128,
             seed=0,
