@@ -81,8 +81,9 @@ def nearby_mutate(
     """Return the subnet with a random link in it that was not, and if need be one more, for the latency.
 
     If the first leaves [low_ms, high_ms], all other links that do not touch it are tried, with all ways to fill the
-    gaps. Taken is one of those nearest to the range, mostly in it, and of these one that changes the fewest links, at
-    random; none where none comes nearer.
+    gaps. Taken is one of those nearest to the range, mostly in it; of these one behind the first, so that all before it
+    stays shared with the subnet and is evaluated once; of these one that changes the fewest links, at random. None
+    where none comes nearer.
 
     Raises:
         InvalidInputError: `link_ms` cannot be used, or the ends of the range are no numbers in order.
@@ -99,7 +100,7 @@ def nearby_mutate(
         return subnet
     new = others[rng.integers(len(others))]
     changed = _put(space, subnet, new, rng)
-    least, best = (outside_ms(changed), 0), [changed]
+    least, best = (outside_ms(changed), False, 0), [changed]
     if least[0] == 0:
         return changed
     start, end = space.spans[new]
@@ -109,7 +110,8 @@ def nearby_mutate(
             continue
         for candidate in _replacements(space, changed, link, rng):
             # The fewer links change, the less of what made the subnet good is lost.
-            rank = outside_ms(candidate), len(before.symmetric_difference(candidate))
+            changes = len(before.symmetric_difference(candidate))
+            rank = outside_ms(candidate), space.spans[link][0] < end, changes
             if rank < least:
                 least, best = rank, []
             if rank == least:

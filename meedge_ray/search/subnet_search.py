@@ -20,6 +20,7 @@ from meedge_ray.search.subnets import Subnet, SubnetSpace, fastest
 __all__ = ["Evaluate", "Found", "Measured", "anneal", "evolve", "fastest", "nearby_init", "nearby_mutate"]
 
 _TRIES = 10  # changes for every child wanted
+_CHILDREN = 10  # of a parent
 _WARM, _COLD = 0.005, 0.0005  # temperatures of annealing, first and last: differences in accuracy
 
 
@@ -38,9 +39,10 @@ def evolve(
 ) -> Found:
     """Return what evolutionary search finds (Algorithm 1).
 
-    Parents are the `population` most accurate within the budget so far; an iteration measures as many children. Where
-    the parents have too few that are new, the rest is drawn like the first ones. It ends early where all subnets of
-    the range are measured.
+    Parents are the tenth of `population` most accurate within the budget so far; an iteration measures `population`
+    children. So many of one parent share most of their beginnings, and are evaluated in less time. Where the parents
+    have too few that are new, the rest is drawn like the first ones. It ends early where all subnets of the range are
+    measured.
 
     Args:
         space: the subnets.
@@ -119,7 +121,7 @@ def anneal(
 
 def _children(trials: Trials, count: int) -> list[Subnet]:
     """Up to so many new changes of the parents, who take turns."""
-    parents = trials.parents(count)
+    parents = trials.parents(max(1, count // _CHILDREN))
     children: dict[Subnet, None] = {}
     for turn in range(_TRIES * count if parents else 0):
         if len(children) == count:
