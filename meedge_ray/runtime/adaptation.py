@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meedge_ray.bundle.store import UnitStore
+from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.runtime.adaptive_engine import AdaptiveEngine
@@ -213,10 +214,9 @@ class Adapter:
 
     def _table(self) -> NDArray[np.float64]:
         means, _ = link_times(self.bundle, unit_reader(self._store))
-        original = self.space.original
-        # What an inference takes besides its links is charged to the last one, of which every subnet has one.
-        besides_ms = self._measured_ms(original) - self.space.latency_ms(original, means)
-        means[self.space.ends == self.space.places] += max(0.0, besides_ms)
+        # What follows the last link until the answer is charged to it: every subnet has one such link.
+        after_ms = median(answer.elapsed_ms - answer.outputs[-1].at_ms for answer in self._answers(self.space.original))
+        means[self.space.ends == self.space.places] += after_ms
         return means
 
     def _alone(self, subnet: Subnet) -> Found:
@@ -225,11 +225,12 @@ class Adapter:
         return Found(best=measured, measured=(measured,), trail=((1, accuracy),))
 
     def _measured_ms(self, subnet: Subnet) -> float:
-        chosen = subnet_bundle(self.bundle, subnet, final_accuracy=self.bundle.final_accuracy)
-        engine = self._engine(chosen)
+        return median(answer.elapsed_ms for answer in self._answers(subnet))
+
+    def _answers(self, subnet: Subnet) -> list[Answer]:
+        engine = self._engine(subnet_bundle(self.bundle, subnet, final_accuracy=self.bundle.final_accuracy))
         sample = engine.random_sample()
-        times = [engine.infer(sample).elapsed_ms for _ in range(_WARM_UP + _MEASURED)]
-        return median(times[_WARM_UP:])
+        return [engine.infer(sample) for _ in range(_WARM_UP + _MEASURED)][_WARM_UP:]
 
     def _engine(self, bundle: Bundle) -> Engine:
         return load_engine(self._store, bundle.input, bundle.blocks, bundle.final_accuracy)
