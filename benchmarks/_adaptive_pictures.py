@@ -47,7 +47,7 @@ def draw(figures: Figures, folder: Path) -> None:
 
 
 def _panels(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(5.2, 4.6 * count), height), layout="constrained")
+    figure = Figure(figsize=(max(7.6, 4.6 * count), height), layout="constrained")
     grid = figure.subplots(1, count, squeeze=False).ravel().tolist()
     for axes in grid:
         axes.grid(alpha=0.25)
