@@ -25,7 +25,7 @@ class Fatal:
     exit: ExitTask
     killed: Path
     stage: str = "cultivate"
-    exit_index: int = 0
+    name: str = "exit 0"
 
     @property
     def output(self) -> Path:
