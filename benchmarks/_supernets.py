@@ -39,10 +39,10 @@ BACKBONES = {
         arguments={"width_percent": 50},
     ),
 }
-_PRUNED_ONLY = {"mergedBlocks": 1, "shrunk": ["0.25", "0.5", "0.75", "0.9"]}
+PRUNED_ONLY = {"mergedBlocks": 1, "shrunk": ["0.25", "0.5", "0.75", "0.9"]}
 SUPERNETS = {
     "resnet56": Grown("resnet56", {}),
-    "resnet56-pruned": Grown("resnet56", _PRUNED_ONLY),
+    "resnet56-pruned": Grown("resnet56", PRUNED_ONLY),
     "mobilenetv2": Grown("mobilenetv2", {}),
     "resnet20": Grown("resnet20", {}),
     "resnet20-distilled": Grown("resnet20", {}, distilled=DISTILLED + TUNED, tuned=0),

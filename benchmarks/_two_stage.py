@@ -185,7 +185,6 @@ def trained(name: str, samples: int, work: Path, report: Report) -> Chain:
     if not whole.exists():
         _learn(network, task, task.data(samples, 1), report)
         save_file(network.state_dict(), whole)
-        # The second stage starts from the first's weights again in every run.
     network.load_state_dict(load_file(whole))
     network.eval()
     shape = body[-1].output_shape
@@ -230,7 +229,7 @@ def run(name: str, spec: SupernetSpec, samples: int, work: Path, report: Report)
 
     space, times = supernet.space, link_ms(supernet)
     original_ms, quickest = space.latency_ms(space.original, times), fastest(space, times)
-    alone = judged(validation)([space.original, *_alone(supernet)])
+    alone = judged(validation)([space.original, *supernet.alone()])
     scores = [alone[0]] * space.places + alone[1:]
     points = []
     for share in BUDGETS:
@@ -247,14 +246,6 @@ def run(name: str, spec: SupernetSpec, samples: int, work: Path, report: Report)
         "subnets": space.count,
         "training_s": seconds,
     }
-
-
-def _alone(supernet: Supernet) -> list[tuple[int, ...]]:
-    original = supernet.space.original
-    return [
-        (*original[: growth.start], len(original) + number, *original[growth.end :])
-        for number, growth in enumerate(supernet.growths)
-    ]
 
 
 def link_ms(supernet: Supernet) -> list[float]:

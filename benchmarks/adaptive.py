@@ -17,7 +17,7 @@ from _adaptive import Device, by_range, reuse, searches, shifted, trade_off
 from _adaptive_pictures import draw
 from _results import RESULTS, write_results
 from _slimmable import measured, slimmed
-from _supernets import SUPERNETS, built, declared, seconds_of
+from _supernets import PRUNED_ONLY, SUPERNETS, built, declared, seconds_of
 from _switching import memory, pool_of, switches, under_load
 from _two_stage import TASKS
 from _two_stage import run as run_task
@@ -35,7 +35,6 @@ BUDGETS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # of the orig
 SEEDS = 1
 ALPHAS, DRAWS = (0.1, 0.3, 1.0), 10
 TASK_SAMPLES = 2500
-PRUNED_ONLY = {"mergedBlocks": 1, "shrunk": ["0.25", "0.5", "0.75", "0.9"]}
 
 Figures = dict[str, Any]
 

@@ -85,6 +85,14 @@ class Supernet(nn.Module):
             outputs.append((link, x))
         return outputs
 
+    def alone(self) -> list[Subnet]:
+        """Return for every growth, in order, the subnet of that one and blocks of the backbone."""
+        original = self.space.original
+        return [
+            (*original[: growth.start], len(original) + number, *original[growth.end :])
+            for number, growth in enumerate(self.growths)
+        ]
+
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
         """Return the output of one subnet; without one, of the original."""
         _, output = self.run(x, self.space.original if subnet is None else subnet)[-1]

@@ -143,12 +143,7 @@ class _Teller:
 
 def _losses_alone(supernet: Supernet, samples: Samples, input_spec: InputSpec) -> list[float]:
     """Return of every growth by how much less often the network is right where it alone is used."""
-    original = supernet.space.original
-    alone = [
-        (*original[: growth.start], len(original) + number, *original[growth.end :])
-        for number, growth in enumerate(supernet.growths)
-    ]
-    whole, *each = subnet_accuracy(supernet, samples, input_spec, [original, *alone])
+    whole, *each = subnet_accuracy(supernet, samples, input_spec, [supernet.space.original, *supernet.alone()])
     return [whole - accuracy for accuracy in each]
 
 

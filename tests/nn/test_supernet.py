@@ -195,3 +195,12 @@ def test_growths_of_other_origin_are_links_as_well(model):
     net = Supernet(chain, [growth])
     assert net.space.count == 2
     assert net(torch.randn(2, *SHAPE), (0, 5, 3, 4)).shape == (2, 5)
+
+
+def test_every_growth_is_alone_in_one_subnet():
+    net = expand(partition(Written(), SHAPE), elastic_model.Supernet())
+    blocks = len(net.blocks)
+    assert len(net.alone()) == len(net.growths)
+    for number, subnet in enumerate(net.alone()):
+        net.space.check(subnet)
+        assert [link for link in subnet if link >= blocks] == [blocks + number]
