@@ -199,7 +199,14 @@ class Adapter:
             losses = {variant.name: variant.accuracy_loss for variant in self.bundle.variants}
             alone = [final - losses.get(link.name, 0.0) for link in self.bundle.links]
             return surrogate_search(
-                self.space, self.link_ms, alone, final, self.evaluator, budget_ms=latency_ms, rng=rng
+                self.space,
+                self.link_ms,
+                alone,
+                final,
+                self.evaluator,
+                budget_ms=latency_ms,
+                tolerance_ms=_NEAR * latency_ms,
+                rng=rng,
             )
         walk = evolve if strategy.endswith("evolution") else anneal
         return walk(

@@ -1,10 +1,12 @@
-"""Finds the most accurate subnet within a latency budget by measuring about two dozen.
+"""Finds the most accurate subnet within a latency budget by measuring some dozens.
 
 A model of the accuracy stands in for measuring: a subnet loses the sum of what its links lose. Under it the best subnet
 of every latency is found exactly, among any number of subnets. What a link loses when it is used alone is known from
-when the supernet was made; how losses add up in subnets, on the device's own data, is learnt from those measured.
+when the supernet was made; how losses add up in subnets, on the device's own data, is learnt from those measured. Where
+losses do not add up the model errs, so half of what is measured are changes of the best measured so far.
 """
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from meedge_ray.search.subnets import Subnet, SubnetSpace
 
 _LABELS = 20_000  # kept at a place
 _GROUP = 6  # measured between two refits
+_PARENTS = 2  # whose changes are the second half of a group
 _TRIES = 16  # draws for every subnet wanted
 
 # Standard deviations before anything is measured; those of losses in parts of the mean loss of a variant, but
@@ -67,14 +70,16 @@ def surrogate_search(
     evaluate: Evaluate,
     *,
     budget_ms: float,
-    evaluations: int = 24,
+    tolerance_ms: float,
+    evaluations: int = 96,
     rng: np.random.Generator,
 ) -> Found:
     """Return the best of the subnets measured, which are those that may be the best.
 
     In every round the subnet of least loss within the budget is measured, and those that are it if losses are drawn at
-    random from what the measured ones leave possible (Thompson 1933). It ends after `evaluations`, or earlier where
-    the draws bring nothing new.
+    random from what the measured ones leave possible (Thompson 1933); and, from the second round on, as many changes
+    of the two best (NearbyMutate, AdaptiveNet 5.1). It ends after `evaluations`, or earlier where both bring nothing
+    new.
 
     Args:
         space: the subnets.
@@ -84,6 +89,7 @@ def surrogate_search(
         final_accuracy: accuracy of the original network, measured together with those.
         evaluate: accuracies, 0..1, of a group of subnets; each is asked for once at most.
         budget_ms: the highest latency of an answer.
+        tolerance_ms: how far below the budget changes are looked for.
         evaluations: how many subnets are measured at most.
         rng: the same state gives the same result.
 
@@ -93,24 +99,39 @@ def surrogate_search(
     """
     if evaluations < 1:
         raise InvalidInputError(f"{evaluations} evaluations find nothing", where="evaluations", do="Give 1 or more")
-    trials = Trials(space, link_ms, evaluate, budget_ms, 0.0, nearby=False, rng=rng)
+    trials = Trials(space, link_ms, evaluate, budget_ms, tolerance_ms, nearby=True, rng=rng)
     final = read_number(final_accuracy, "final_accuracy", most=1.0)
     times_ms = np.array(space.read_ms(link_ms))
     belief = _Belief(final - _read_finite(link_accuracy, "link_accuracy", count=len(times_ms)), space.places)
-    while len(trials.known) < evaluations:
-        wanted = min(_GROUP, evaluations - len(trials.known))
-        group: dict[Subnet, None] = {}
-        for attempt in range(_TRIES * wanted):
-            subnet = _best_within(budget_ms, space, times_ms, belief.losses(rng if attempt else None))
-            if subnet not in trials.known:
-                group[subnet] = None
-            if len(group) == wanted:
-                break
+
+    def promising(attempt: int) -> Subnet:
+        return _best_within(budget_ms, space, times_ms, belief.losses(rng if attempt else None))
+
+    def change(attempt: int) -> Subnet | None:
+        parents = trials.parents(_PARENTS)
+        changed = trials.neighbour(parents[attempt % len(parents)]) if parents else None
+        return changed if changed is not None and space.latency_ms(changed, times_ms) <= budget_ms else None
+
+    while (left := evaluations - len(trials.known)) > 0:
+        changes = _fresh(change, min(left, _GROUP) // 2, besides=trials.known)
+        group = _fresh(promising, min(left, _GROUP) - len(changes), besides=[*trials.known, *changes]) + changes
         if not group:
             break
-        trials.measure(list(group))
+        trials.measure(group)
         belief.learn(list(trials.known), [final - each.accuracy for each in trials.measured])
     return Found.among(trials.measured, budget_ms)
+
+
+def _fresh(draw: Callable[[int], Subnet | None], count: int, besides: Collection[Subnet]) -> list[Subnet]:
+    """Up to so many different subnets drawn, in the order they came."""
+    found: dict[Subnet, None] = {}
+    for attempt in range(_TRIES * count):
+        subnet = draw(attempt)
+        if subnet is not None and subnet not in besides:
+            found[subnet] = None
+        if len(found) == count:
+            break
+    return list(found)
 
 
 def _read_finite(values: npt.ArrayLike, where: str, *, count: int) -> Floats:

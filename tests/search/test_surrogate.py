@@ -65,7 +65,11 @@ class Supernet:
         return max(map(self.accuracy, within)), within
 
     def search(self, seed=0, **options):
-        options = {"budget_ms": self.budget_ms, "rng": np.random.default_rng(seed)} | options
+        options = {
+            "budget_ms": self.budget_ms,
+            "tolerance_ms": 0.1 * self.budget_ms,
+            "rng": np.random.default_rng(seed),
+        } | options
         return surrogate_search(self.space, self.link_ms, self.alone, FINAL, self, **options)
 
 
@@ -120,7 +124,7 @@ def test_two_dozen_evaluations_come_near_the_best_of_all(interaction, gap):
     gaps, random_gaps = [], []
     for seed in range(6):
         supernet = Supernet(seed, interaction=interaction)
-        found = supernet.search()
+        found = supernet.search(evaluations=24)
         assert len(found.measured) <= 24
         best, within = supernet.best()
         gaps.append(best - found.best.accuracy)
@@ -142,6 +146,7 @@ def test_what_is_measured_corrects_what_was_known():
         FINAL,
         lambda group: [FINAL - float(truth[list(subnet)].sum()) for subnet in group],
         budget_ms=2.0,
+        tolerance_ms=0.2,
         evaluations=24,
         rng=np.random.default_rng(0),
     )
@@ -180,7 +185,14 @@ def test_at_the_fastest_subnet_s_latency_it_is_found():
 
 def test_a_space_of_one_subnet_and_variants_without_any_loss_are_no_problem():
     found = surrogate_search(
-        SubnetSpace([0], [1]), [1], [0.9], 0.9, lambda group: [0.9], budget_ms=1, rng=np.random.default_rng(0)
+        SubnetSpace([0], [1]),
+        [1],
+        [0.9],
+        0.9,
+        lambda group: [0.9],
+        budget_ms=1,
+        tolerance_ms=0,
+        rng=np.random.default_rng(0),
     )
     assert found.best.subnet == (0,)
     found = surrogate_search(
@@ -190,6 +202,7 @@ def test_a_space_of_one_subnet_and_variants_without_any_loss_are_no_problem():
         0.9,
         lambda group: [0.8] * len(group),
         budget_ms=1,
+        tolerance_ms=0,
         rng=np.random.default_rng(0),
     )
     assert found.best.subnet == (1,)
@@ -219,6 +232,7 @@ def test_what_cannot_be_searched_is_refused(change, where):
         "final_accuracy": 0.9,
         "evaluate": lambda group: [0.5] * len(group),
         "budget_ms": 3,
+        "tolerance_ms": 0.3,
         "rng": np.random.default_rng(0),
     }
     with pytest.raises(InvalidInputError) as caught:
