@@ -18,6 +18,7 @@ _METHODS = {
 _SEARCHES = {
     "plain-evolution": ("plain evolution", GRAY),
     "evolution": ("AdaptiveNet's evolution", ORANGE),
+    "annealing": ("AdaptiveNet's annealing", GREEN),
     "surrogate": ("surrogate", OURS),
 }
 _PHASES = {
@@ -33,7 +34,7 @@ Figures = Mapping[str, Any]
 def draw(figures: Figures, folder: Path) -> None:
     """Draw what there are figures of."""
     drawn: dict[str, Callable[[Any], Figure]] = {
-        "tradeoff": _trade_off,
+        "tradeoff": lambda panels: _trade_off(panels, figures.get("slimming", {})),
         "search": _search,
         "reuse": _reuse,
         "phases": _phases,
@@ -70,10 +71,14 @@ def _curves(figure: Figure, grid: Sequence[Axes], panels: Figures, key: str) -> 
     return figure
 
 
-def _trade_off(panels: Figures) -> Figure:
+def _trade_off(panels: Figures, slimmable: Figures) -> Figure:
     figure, grid = _panels(len(panels))
     grid[0].set_ylabel("accuracy on unseen samples")
-    return _curves(figure, grid, panels, "accuracy")
+    said = {
+        name: {**methods, **({"slimmable": slimmable[name]} if name in slimmable else {})}
+        for name, methods in panels.items()
+    }
+    return _curves(figure, grid, said, "accuracy")
 
 
 def _tasks(panels: Figures) -> Figure:
@@ -90,18 +95,17 @@ def _tasks(panels: Figures) -> Figure:
 def _search(panels: Figures) -> Figure:
     figure, grid = _panels(2 * len(panels))
     for place, (name, said) in enumerate(panels.items()):
-        for run in said["runs"]:
-            for method, (label, color) in _SEARCHES.items():
-                trail = run[method]["trail"]
-                best = [row[3] for row in trail]
-                named = {"label": label} if run is said["runs"][0] else {}
-                grid[2 * place].step([row[0] for row in trail], best, where="post", color=color, **named)
-                grid[2 * place + 1].step([row[1] for row in trail], best, where="post", color=color)
+        for method, (label, color) in _SEARCHES.items():
+            for number, run in enumerate(said["strategies"][method]):
+                best = [row[3] for row in run["trail"]]
+                named = {} if number else {"label": label}
+                grid[2 * place].step([row[0] for row in run["trail"]], best, where="post", color=color, **named)
+                grid[2 * place + 1].step([row[1] for row in run["trail"]], best, where="post", color=color)
         for axes, unit in ((grid[2 * place], "subnets evaluated"), (grid[2 * place + 1], "seconds")):
             axes.set(title=name, xlabel=unit, xscale="log")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     grid[0].set_ylabel("accuracy of the best, unseen samples")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 

@@ -44,6 +44,7 @@ SUPERNETS = {
     "resnet56": Grown("resnet56", {}),
     "resnet56-pruned": Grown("resnet56", PRUNED_ONLY),
     "mobilenetv2": Grown("mobilenetv2", {}),
+    "mobilenetv2-pruned": Grown("mobilenetv2", PRUNED_ONLY),
     "resnet20": Grown("resnet20", {}),
     "resnet20-distilled": Grown("resnet20", {}, distilled=DISTILLED + TUNED, tuned=0),
     "resnet20-tuned": Grown("resnet20", {}, distilled=0, tuned=DISTILLED + TUNED),
