@@ -1,0 +1,1 @@
+"""The embedded API server: enough of Kubernetes for kubectl, kopf and their like, over SQLite."""
