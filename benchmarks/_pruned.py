@@ -67,7 +67,7 @@ def pruned(manifest: Manifest, bundle: Bundle, output: Path, report: Report) -> 
     store = unit_store(output)
     blocks = export_blocks(partition(model, shape), store, report)
     accuracy = scored(load_engine(store, dataset.input, blocks, 0.0), dataset.validation)[None]
-    times = Surveyor(store, dataset.input, blocks, accuracy, work).profile("pruned", [], report)
+    times = Surveyor(store, dataset.input, blocks, accuracy).profile("pruned", [], work, report)
     bundle = replace(
         bundle,
         blocks=blocks,

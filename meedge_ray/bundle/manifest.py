@@ -81,7 +81,8 @@ def parse_bundle(data: bytes, *, where: str = "bundle") -> Bundle:
 def write_bundle(directory: Path, bundle: Bundle) -> None:
     """Make `bundle` the one in `directory`, whose store must hold every unit already.
 
-    The earlier bundle stays whole if anything fails; afterwards units nobody names any more are removed.
+    The earlier bundle stays whole if anything fails. Afterwards its units are kept until the next one is written, for
+    a service may still send them; all others that `bundle` does not name are removed.
 
     Raises:
         NotFoundError: a named unit is not in the store.
@@ -99,9 +100,17 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
                 where=str(store.path(unit.sha256)),
                 do=_REBUILD,
             )
+    kept = {unit.sha256 for unit in (*units, *_units_there(directory))}
     write_atomically(directory / MANIFEST_NAME, data)
-    for sha256 in store.held() - {unit.sha256 for unit in units}:
+    for sha256 in store.held() - kept:
         store.discard(sha256)
+
+
+def _units_there(directory: Path) -> tuple[Unit, ...]:
+    try:
+        return bundle_units(read_bundle(directory))
+    except (NotFoundError, InvalidInputError):
+        return ()
 
 
 def read_bundle(directory: Path) -> Bundle:

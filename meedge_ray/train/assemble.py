@@ -142,21 +142,18 @@ def export_variants(
 
 
 class Surveyor:
-    """Measures units on this machine; what is measured is kept in a folder, so that a resumed build decides alike."""
+    """Measures units on this machine; what is measured is kept in a folder, so that later stages decide alike."""
 
-    def __init__(
-        self, store: UnitStore, input_spec: InputSpec, blocks: Sequence[Block], final_accuracy: float, folder: Path
-    ) -> None:
+    def __init__(self, store: UnitStore, input_spec: InputSpec, blocks: Sequence[Block], final_accuracy: float) -> None:
         self._store = store
         self._read = unit_reader(store)
         self._input = input_spec
         self._blocks = blocks
         self._final_accuracy = final_accuracy
-        self._folder = folder
 
-    def profile(self, name: str, branches: Sequence[Branch], report: Report) -> Profile:
+    def profile(self, name: str, branches: Sequence[Branch], folder: Path, report: Report) -> Profile:
         """Return the times of all blocks and of the branches, measured now or in an earlier run under this name."""
-        path = self._folder / f"profile-{name}.json"
+        path = folder / f"profile-{name}.json"
         if not path.exists():
             report("profile", 0, 1, name)
             engine = load_engine(self._store, self._input, self._blocks, self._final_accuracy)
@@ -165,9 +162,9 @@ class Surveyor:
         report("profile", 1, 1, name)
         return _PROFILE.validate_json(path.read_bytes())
 
-    def with_variants(self, bundle: Bundle, report: Report) -> Bundle:
+    def with_variants(self, bundle: Bundle, folder: Path, report: Report) -> Bundle:
         """Return the bundle with its variants' times in its profile, measured now or in an earlier run."""
-        path = self._folder / "profile-variants.json"
+        path = folder / "profile-variants.json"
         [measured] = bundle.profiles.values()
         if not path.exists():
             report("profile", 0, 1, "variants")

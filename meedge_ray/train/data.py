@@ -3,7 +3,6 @@
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,20 +65,6 @@ def image_shape(dataset: Dataset) -> tuple[int, int, int]:
         )
     channels, height, width = dataset.input.shape
     return channels, height, width
-
-
-class Hash(Protocol):
-    """What hashlib gives."""
-
-    def update(self, data: Any, /) -> None:  # noqa: ANN401 - any buffer
-        """Add bytes."""
-
-
-def digest(samples: Samples, hashed: Hash) -> None:
-    """Add samples and labels to a hash, chunk by chunk."""
-    for part in samples.chunks():
-        hashed.update(part)
-    hashed.update(samples.y)
 
 
 def _checked(samples: Samples, classes: int, data: Data, scratch: Path | None) -> Samples:

@@ -16,10 +16,9 @@ from meedge_ray.nn.expansion import expand
 from meedge_ray.nn.partition import Chain
 from meedge_ray.nn.supernet import Supernet
 from meedge_ray.train.backbone import load_backbone
-from meedge_ray.train.data import image_shape, load_data
+from meedge_ray.train.data import load_data
 from meedge_ray.train.files import whole_folder
 from meedge_ray.train.latency_range import Bin, latency_range_accuracy, subnet_accuracy
-from meedge_ray.train.progress import silent
 from meedge_ray.train.samples import Samples
 from meedge_ray.train.supernet import distill, tune
 from meedge_ray.train.tasks import OnEpoch
@@ -34,18 +33,18 @@ _WEIGHTS, _LOSSES = "weights.safetensors", "losses.json"
 class SupernetTask:
     """The training of a build's supernet: everything a worker needs, all of it on the shared disk or small.
 
-    `work` is the build's folder, where the backbone lies if it was trained there.
+    `trained` is the folder where the backbone lies, if the build trained it. Checkpoints lie beside `output`.
     """
 
     spec: ElasticModelSpec
     base_dir: Path
-    work: Path
+    trained: Path | None
     output: Path
 
     @property
     def stage(self) -> str:
         """The stage's name in reports."""
-        return "supernet"
+        return "elasticize"
 
     @property
     def name(self) -> str:
@@ -69,17 +68,9 @@ class SupernetTask:
 
     def run(self, on_epoch: OnEpoch) -> None:
         """Distill and tune; `accuracy` is the mean over ranges of latency, in which random subnets are tried."""
-        settings = self._settings
-        dataset = load_data(self.spec.data, self.base_dir, scratch=self.work)
-        backbone = load_backbone(
-            self.spec,
-            dataset,
-            image_shape(dataset),
-            base_dir=self.base_dir,
-            work=self.work,
-            check=lambda _: None,
-            report=silent,
-        )
+        settings, folder = self._settings, self.output.parent
+        dataset = load_data(self.spec.data, self.base_dir, scratch=folder)
+        backbone = load_backbone(self.spec, dataset, base_dir=self.base_dir, trained=self.trained)
         supernet = expand(backbone.chain, settings)
         watched = _spread(dataset.validation, _WATCHED)
         flops = _flops(supernet)
@@ -98,7 +89,7 @@ class SupernetTask:
                 schedule,
                 batch_size=settings.batch_size,
                 seed=settings.seed,
-                checkpoint=self.work / f"{name}.safetensors",
+                checkpoint=folder / f"{name}.safetensors",
                 watch=teller.watch,
                 report=teller.report,
             )

@@ -162,6 +162,16 @@ def test_writing_removes_units_nobody_names_any_more(directory):
     assert stranger.sha256 not in unit_store(directory).held()
 
 
+def test_the_earlier_bundles_units_are_kept_until_the_next_is_written(directory):
+    write_bundle(directory, make_bundle())
+    without = make_bundle(confidences=None)
+    dropped = sha256_of(CONTENTS["confidences"])
+    write_bundle(directory, without)
+    assert dropped in unit_store(directory).held()
+    write_bundle(directory, without)
+    assert dropped not in unit_store(directory).held()
+
+
 def test_a_bundle_whose_unit_is_missing_leaves_the_earlier_one_whole(directory):
     write_bundle(directory, make_bundle())
     absent = Unit(sha256="0" * 64, size_bytes=1)

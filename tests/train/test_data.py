@@ -1,4 +1,3 @@
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +10,8 @@ from PIL import Image
 from meedge_ray.api.elastic_model import Data
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.runtime.samples import Normalizer
-from meedge_ray.train.data import digest, load_data
-from meedge_ray.train.samples import Rows, Samples
+from meedge_ray.train.data import load_data
+from meedge_ray.train.samples import Rows
 
 
 def data(**fields: Any) -> Data:
@@ -109,14 +108,6 @@ def test_channel_statistics_do_not_depend_on_chunks(tmp_path: Path, monkeypatch:
     train = np.asarray(dataset.train.x).astype(np.float64)
     assert dataset.input.mean == pytest.approx(train.mean(axis=(0, 2, 3)), abs=1e-5)
     assert dataset.input.std == pytest.approx(train.std(axis=(0, 2, 3)), abs=1e-5)
-
-
-def test_a_digest_is_that_of_all_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = np.random.default_rng(2).random((30, 2, 3)).astype(np.float16)
-    monkeypatch.setattr("meedge_ray.train.samples._CHUNK_BYTES", 50)
-    hashed = hashlib.sha256()
-    digest(Samples(Rows(x), np.arange(30)), hashed)
-    assert hashed.digest() == hashlib.sha256(x.tobytes() + np.arange(30).tobytes()).digest()
 
 
 def test_an_archive_cut_off_meanwhile_is_an_error_with_its_name(tmp_path: Path) -> None:

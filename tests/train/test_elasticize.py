@@ -81,7 +81,7 @@ def test_a_killed_build_finds_the_supernet_again(tmp_path: Path, grown: tuple[Pa
         pass
 
     def killed_in_tuning(stage: str, done: float, total: float, detail: str = "") -> None:
-        if stage == "supernet" and done > 2 / 3:
+        if stage == "elasticize" and done > 2 / 3:
             raise KilledError
 
     with pytest.raises(KilledError):
