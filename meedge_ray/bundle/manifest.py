@@ -81,8 +81,8 @@ def parse_bundle(data: bytes, *, where: str = "bundle") -> Bundle:
 def write_bundle(directory: Path, bundle: Bundle) -> None:
     """Make `bundle` the one in `directory`, whose store must hold every unit already.
 
-    The earlier bundle stays whole if anything fails. Afterwards its units are kept until the next one is written, for
-    a service may still send them; all others that `bundle` does not name are removed.
+    The earlier bundle stays whole if anything fails. Its units are kept until yet another one is written, for a service
+    may still send them; all others that `bundle` does not name are removed.
 
     Raises:
         NotFoundError: a named unit is not in the store.
@@ -100,17 +100,23 @@ def write_bundle(directory: Path, bundle: Bundle) -> None:
                 where=str(store.path(unit.sha256)),
                 do=_REBUILD,
             )
-    kept = {unit.sha256 for unit in (*units, *_units_there(directory))}
+    dropped = store.held() - {unit.sha256 for unit in units} - _served_on(directory, bundle, store)
     write_atomically(directory / MANIFEST_NAME, data)
-    for sha256 in store.held() - kept:
+    for sha256 in dropped:
         store.discard(sha256)
 
 
-def _units_there(directory: Path) -> tuple[Unit, ...]:
+def _served_on(directory: Path, bundle: Bundle, store: UnitStore) -> frozenset[str]:
+    """Return the units that a service may still send once `bundle` is in the directory."""
     try:
-        return bundle_units(read_bundle(directory))
-    except (NotFoundError, InvalidInputError):
-        return ()
+        there = read_bundle(directory)
+    except NotFoundError:
+        return frozenset()
+    except InvalidInputError:
+        return store.held()  # nobody can tell any more
+    if there == bundle:
+        return store.held()  # written to mend it: what is sent may be of the one before
+    return frozenset(unit.sha256 for unit in bundle_units(there))
 
 
 def read_bundle(directory: Path) -> Bundle:

@@ -1,4 +1,4 @@
-"""`meedge`: build an elastic model, look into it, place it, run it, serve it.
+"""`meedge`: build an elastic model, look into it, place it, run it, serve it; run the operator, and declare.
 
 Exit codes: 0 it worked, 1 it failed, 2 it was used wrongly.
 """
@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from meedge_ray.cli import adapting, bundles, doctor, placing, serving
+from meedge_ray.cli import (
+    adapting,
+    applying,
+    bundles,
+    describing,
+    doctor,
+    explaining,
+    job_logs,
+    operator_status,
+    operator_up,
+    placing,
+    serving,
+    showing,
+    waiting,
+)
 from meedge_ray.domain.errors import MeedgeError
 
 app = typer.Typer(
@@ -26,6 +40,18 @@ app.command()(bundles.infer)
 app.command()(bundles.evaluate)
 app.command()(adapting.adapt)
 app.command()(serving.serve)
+app.command()(operator_up.up)
+app.command()(operator_up.down)
+app.command()(operator_status.status)
+app.command()(operator_status.kubeconfig)
+app.command()(applying.apply)
+app.command()(showing.get)
+app.command()(describing.describe)
+app.command()(applying.delete)
+app.command()(waiting.wait)
+app.command()(job_logs.logs)
+app.command()(describing.events)
+app.command()(explaining.explain)
 app.command()(doctor.doctor)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from meedge_ray.actors import serving
+from meedge_ray.actors import serve_options
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.operator.kuberay_cluster import (
     HOME,
@@ -115,18 +115,18 @@ def service(settings: Settings, bundle: str) -> Object:
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "0.0.0.0", "port": SERVE_PORT},  # noqa: S104 - the pod's own
-        "logging_config": serving.LOGGING,
+        "logging_config": serve_options.LOGGING,
         "applications": [
             {
                 "name": NAME,
                 "route_prefix": "/",
-                "import_path": f"{serving.__name__}:{serving.application.__name__}",
+                "import_path": serve_options.APPLICATION,
                 "args": {"token_file": f"{_CONFIG}/token"},
                 "deployments": [
                     {
-                        "name": serving.DEPLOYMENT,
+                        "name": serve_options.DEPLOYMENT,
                         "num_replicas": 1,
-                        "ray_actor_options": serving.ACTOR_OPTIONS,
+                        "ray_actor_options": serve_options.ACTOR_OPTIONS,
                         "user_config": {"bundles": {bundle: ""}},
                     }
                 ],

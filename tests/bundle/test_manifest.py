@@ -162,14 +162,23 @@ def test_writing_removes_units_nobody_names_any_more(directory):
     assert stranger.sha256 not in unit_store(directory).held()
 
 
-def test_the_earlier_bundles_units_are_kept_until_the_next_is_written(directory):
+def test_the_earlier_bundles_units_are_kept_until_yet_another_is_written(directory):
     write_bundle(directory, make_bundle())
-    without = make_bundle(confidences=None)
+    first = make_bundle(confidences=None)
     dropped = sha256_of(CONTENTS["confidences"])
-    write_bundle(directory, without)
+    write_bundle(directory, first)
     assert dropped in unit_store(directory).held()
-    write_bundle(directory, without)
+    write_bundle(directory, first)
+    assert dropped in unit_store(directory).held()
+    write_bundle(directory, make_bundle(0.6, confidences=None))
     assert dropped not in unit_store(directory).held()
+
+
+def test_over_a_manifest_that_cannot_be_read_nothing_is_removed(directory):
+    stranger = unit_store(directory).put(b"perhaps of the bundle that was here")
+    (directory / "bundle.json").write_text("{")
+    write_bundle(directory, make_bundle())
+    assert stranger.sha256 in unit_store(directory).held()
 
 
 def test_a_bundle_whose_unit_is_missing_leaves_the_earlier_one_whole(directory):
