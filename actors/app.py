@@ -2,8 +2,6 @@
 
 import re
 import secrets
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response, Security
@@ -44,9 +42,9 @@ class Gate:
     It stands before routing and parsing: without the token nothing can be probed and no body is read.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, served: "Served") -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a refusal."""
@@ -55,10 +53,11 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
-        if scope["path"] in _OPEN_PATHS:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN_PATHS:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if not secrets.compare_digest(f"{scheme.capitalize()} {given.strip()}".encode(), self._expected):
+        expected = f"Bearer {self._served.token}".encode()
+        if not secrets.compare_digest(f"{scheme.capitalize()} {given.strip()}".encode(), expected):
             return error_response(
                 401,
                 "the bearer token is missing or wrong",
@@ -77,29 +76,43 @@ class Gate:
         return None
 
 
-def create_app(directories: Sequence[Path], token: str) -> FastAPI:
-    """Return the service of the bundles in `directories`, for those who bear `token`.
+class Served:
+    """What a service serves now, and the token it asks for.
 
-    Raises:
-        InvalidInputError: the token is empty, or two bundles are of one model.
-        NotFoundError: a directory holds no bundle.
+    A request looks here once, so that a new catalog in the old one's place is seen whole or not at all.
     """
-    if not token:
-        raise InvalidInputError("the token is empty", where="token", do="Give a long random one")
+
+    def __init__(self, catalog: Catalog, token: str) -> None:
+        """Serve `catalog` to those who bear `token`; see `replace`."""
+        self.replace(catalog, token)
+
+    def replace(self, catalog: Catalog, token: str) -> None:
+        """Serve another catalog, to those who bear this token.
+
+        Raises:
+            InvalidInputError: the token is empty.
+        """
+        if not token:
+            raise InvalidInputError("the token is empty", where="token", do="Give a long random one")
+        self.catalog, self.token = catalog, token
+
+
+def create_app(served: Served) -> FastAPI:
+    """Return the service of what is `served`."""
     app = FastAPI(
         title="MEEdge placement service",
         version="v1",
         description=_DESCRIPTION,
         redoc_url=None,
     )
-    app.include_router(_routes(Catalog(directories)))
+    app.include_router(_routes(served))
 
     @app.get("/healthz", tags=["health"])
     def healthz() -> dict[str, str]:
         """Say that the service answers; needs no token."""
         return {"status": "ok"}
 
-    app.add_middleware(Gate, token=token)
+    app.add_middleware(Gate, served=served)
     app.add_exception_handler(MeedgeError, _on_meedge_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -107,7 +120,7 @@ def create_app(directories: Sequence[Path], token: str) -> FastAPI:
     return app
 
 
-def _routes(catalog: Catalog) -> APIRouter:
+def _routes(served: Served) -> APIRouter:
     router = APIRouter(
         prefix="/v1",
         # For the OpenAPI page alone: the gate has checked the token before.
@@ -118,16 +131,16 @@ def _routes(catalog: Catalog) -> APIRouter:
     @router.get("/models", tags=["models"])
     def models() -> ModelList:
         """List the served models."""
-        return ModelList(models=[answers.summary(model) for model in catalog.models])
+        return ModelList(models=[answers.summary(model) for model in served.catalog.models])
 
     @router.get("/models/{model}/bundle", tags=["models"], response_class=Response)
     def bundle(request: Request, model: str) -> Response:
         """Return the bundle's canonical manifest: every unit, profile and accuracy."""
-        served = catalog.model(model)
-        headers = {"ETag": f'"{served.sha256}"', "Cache-Control": "private, no-cache"}
+        found = served.catalog.model(model)
+        headers = {"ETag": f'"{found.sha256}"', "Cache-Control": "private, no-cache"}
         if _is_known(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
-        return Response(served.manifest, media_type="application/json", headers=headers)
+        return Response(found.manifest, media_type="application/json", headers=headers)
 
     @router.get("/models/{model}/frontier", tags=["placement"])
     def frontier(
@@ -138,19 +151,19 @@ def _routes(catalog: Catalog) -> APIRouter:
         ] = None,
     ) -> FrontierResponse:
         """Return the best placement for every memory budget."""
-        return answers.frontier(catalog, model, device_type, horizon_ms)
+        return answers.frontier(served.catalog, model, device_type, horizon_ms)
 
     @router.post("/models/{model}/placements", tags=["placement"])
     def place(request: Request, model: str, body: PlacementRequest) -> PlacementResponse:
         """Choose the units for a memory budget, and for the time there is to send them (MEEdge, equation 1)."""
-        return answers.place(catalog, model, body, int(request.headers.get("content-length", 0)))
+        return answers.place(served.catalog, model, body, int(request.headers.get("content-length", 0)))
 
     @router.get("/units/{sha256}", tags=["units"], response_class=UnitResponse)
     def unit(
         request: Request, sha256: Annotated[str, InPath(description="64 lower-case hexadecimal digits")]
     ) -> Response:
         """Return a unit's bytes. Conditional and single-range requests let a broken download go on."""
-        path = catalog.unit_path(sha256)
+        path = served.catalog.unit_path(sha256)
         headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
         if _is_known(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)

@@ -1,7 +1,7 @@
 """The models a placement service serves: found, placed, and looked up by unit."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.bundle.manifest import bundle_json, bundle_units, read_bundle, unit_store
 from meedge_ray.bundle.store import UnitStore, sha256_of
 from meedge_ray.domain.elastic import Bundle
-from meedge_ray.domain.errors import InvalidInputError, NotFoundError
+from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.problem import find_profile
 
@@ -19,8 +19,9 @@ _KEPT_PLACERS = 32
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A bundle with its canonical manifest and the hash of that."""
+    """A bundle with its folder, its canonical manifest and the hash of that."""
 
+    directory: Path
     bundle: Bundle
     manifest: bytes
     sha256: str
@@ -30,31 +31,47 @@ class ServedModel:
 class Catalog:
     """The bundles of a service, read once."""
 
-    def __init__(self, directories: Sequence[Path]) -> None:
+    def __init__(self, directories: Sequence[Path] = ()) -> None:
+        """Read the bundles in `directories`.
+
+        Raises:
+            InvalidInputError: a bundle cannot be used, or two are of one model.
+            NotFoundError: a directory holds no bundle.
+        """
         self._models: dict[str, ServedModel] = {}
         self._stores: dict[str, UnitStore] = {}
-        origins: dict[str, Path] = {}
-        for directory in directories:
-            served = _load(directory)
-            name = served.bundle.model
-            if name in self._models:
-                raise InvalidInputError(
-                    f"two bundles are of a model named {name!r}",
-                    where=f"{origins[name]}, {directory}",
-                    do="Serve one of them, or build one under another name",
-                )
-            self._models[name], origins[name] = served, directory
-            self._stores.update((unit.sha256, served.store) for unit in bundle_units(served.bundle))
+        self._former: dict[str, UnitStore] = {}
         self._intact: set[tuple[str, int, int]] = set()
         self._placer = lru_cache(maxsize=_KEPT_PLACERS)(self._make_placer)
-        for name, served in self._models.items():
-            for device_type in served.bundle.profiles:
-                self.placer(name, device_type).points()  # now: the first request may have no time for it
+        for directory in directories:
+            self._add(_load(directory))
+
+    def renewed(self, directories: Sequence[Path]) -> tuple["Catalog", list[MeedgeError]]:
+        """Return the catalog of these bundles as they are now, and what is the matter with those it lacks.
+
+        Every unit is read and verified first. In place of a bundle that is damaged, the one this catalog has from
+        that folder stays. This catalog's units are served on beside the new ones, as long as their files are
+        there: devices may still be fetching them.
+        """
+        new, problems = Catalog(), []
+        new._former, new._intact = dict(self._stores), set(self._intact)
+        before = {model.directory: model for model in self.models}
+        for directory in directories:
+            try:
+                served = _load(directory)
+                for unit in bundle_units(served.bundle):
+                    new._verify(unit.sha256, served.store)
+                new._add(served)
+            except MeedgeError as error:
+                problems.append(error)
+                if directory in before:
+                    new._add(before[directory])
+        return new, problems
 
     @property
-    def models(self) -> Iterable[ServedModel]:
+    def models(self) -> tuple[ServedModel, ...]:
         """Every served model, in the order of the directories."""
-        return self._models.values()
+        return tuple(self._models.values())
 
     def model(self, name: str) -> ServedModel:
         """Return the model of that name.
@@ -93,14 +110,31 @@ class Catalog:
             NotFoundError: no served bundle names it, or its file is gone.
             IntegrityError: its bytes are damaged.
         """
-        if sha256 not in self._stores:
+        store = self._stores.get(sha256) or self._former.get(sha256)
+        if store is None:
             raise NotFoundError(
                 f"no served model has a unit {sha256!r}", where="sha256", do="Take the names from a placement"
             )
-        store = self._stores[sha256]
-        if not self._is_intact(sha256, store.path(sha256)):
+        return self._verify(sha256, store)
+
+    def _add(self, served: ServedModel) -> None:
+        name = served.bundle.model
+        if name in self._models:
+            raise InvalidInputError(
+                f"two bundles are of a model named {name!r}",
+                where=f"{self._models[name].directory}, {served.directory}",
+                do="Serve one of them, or build one under another name",
+            )
+        self._models[name] = served
+        self._stores.update((unit.sha256, served.store) for unit in bundle_units(served.bundle))
+        for device_type in served.bundle.profiles:
+            self.placer(name, device_type).points()  # now: the first request may have no time for it
+
+    def _verify(self, sha256: str, store: UnitStore) -> Path:
+        path = store.path(sha256)
+        if not self._is_intact(sha256, path):
             store.read(sha256)  # raises what is the matter
-        return store.path(sha256)
+        return path
 
     def _is_intact(self, sha256: str, path: Path) -> bool:
         try:
@@ -125,4 +159,4 @@ class Catalog:
 def _load(directory: Path) -> ServedModel:
     bundle = read_bundle(directory)
     manifest = bundle_json(bundle)
-    return ServedModel(bundle, manifest, sha256_of(manifest), unit_store(directory))
+    return ServedModel(directory, bundle, manifest, sha256_of(manifest), unit_store(directory))

@@ -1,6 +1,7 @@
 """A device on a Ray edge node: an actor around the device runtime, and the handle to speak with it."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -21,6 +22,8 @@ from meedge_ray.runtime.exit_planning import Planning
 
 # Beside inferences, which run one after the other: a budget must not wait for them.
 _CONTROL = "control"
+# Beside both: whoever asks how it stands must not wait for a model that comes over a slow link.
+_REPORT = "report"
 _PREFIX = "device-"
 _DETACH_TIMEOUT_S = 30.0
 
@@ -43,6 +46,20 @@ class DeviceSettings:
     threads: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReport:
+    """How a device's actor stands, said at once.
+
+    `status` is None before the model is loaded. `busy` says that it is being loaded or placed, `problem` why that
+    failed the last time, None if it did not.
+    """
+
+    settings: DeviceSettings
+    status: DeviceStatus | None
+    busy: bool
+    problem: MeedgeError | None
+
+
 class DeviceActor:
     """Owns one device's runtime, loaded at the first call.
 
@@ -55,6 +72,8 @@ class DeviceActor:
         self._memory_bytes = settings.memory_bytes
         self._starting = Lock()
         self._device: Device | None = None
+        self._noting, self._at_work = Lock(), 0
+        self._problem: MeedgeError | None = None
 
     def settings(self) -> DeviceSettings:
         """Return what the actor was started with."""
@@ -67,11 +86,47 @@ class DeviceActor:
     def set_memory(self, memory_bytes: int) -> DeviceStatus:
         """Place anew for another budget; see `Device.set_memory`."""
         self._memory_bytes = memory_bytes
-        return self._running().set_memory(memory_bytes)
+        with self._noted():
+            is_placed = self._device is not None
+            device = self._running()
+            return device.set_memory(memory_bytes) if is_placed else device.status()
 
     def status(self) -> DeviceStatus:
         """Return what the device does now."""
-        return self._running().status()
+        with self._noted():
+            return self._running().status()
+
+    def place(self, memory_bytes: int) -> None:
+        """Do as `set_memory` does, for those who do not wait for it: the report tells what came of it."""
+        with suppress(MeedgeError):
+            self.set_memory(memory_bytes)
+
+    def report(self) -> DeviceReport:
+        """Return how the actor stands, without loading anything or waiting for what is being loaded."""
+        return DeviceReport(
+            settings=self._settings,
+            status=self._device.status() if self._device else None,
+            busy=self._at_work > 0,
+            problem=self._problem,
+        )
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        with self._noting:
+            self._at_work += 1
+        problem: MeedgeError | None = None
+        try:
+            yield
+        except MeedgeError as error:
+            problem = error
+            raise
+        except Exception as error:
+            problem = UnavailableError(f"the device failed ({error!r})", do="See its log; please report it")
+            raise
+        finally:
+            with self._noting:
+                self._at_work -= 1
+                self._problem = problem
 
     def _running(self) -> Device:
         with self._starting:
@@ -100,7 +155,7 @@ class DeviceActor:
         return device
 
 
-_Actor = ray.remote(concurrency_groups={_CONTROL: 2})(DeviceActor)
+_Actor = ray.remote(concurrency_groups={_CONTROL: 2, _REPORT: 1})(DeviceActor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +171,14 @@ class RemoteDevice:
     def wake(self) -> None:
         """Let the device load its model without waiting for it."""
         self._control("status").remote()
+
+    def tell_memory(self, memory_bytes: int) -> None:
+        """Let the device place anew for a budget, its model loaded if it is not, without waiting for it."""
+        self._control("place").remote(memory_bytes)
+
+    def ask_report(self) -> "ray.ObjectRef[DeviceReport]":
+        """Return a reference to the device's report, which comes as soon as its node answers."""
+        return self.actor.report.options(concurrency_group=_REPORT).remote()
 
     def infer(
         self,
@@ -224,14 +287,23 @@ def find_device(name: str) -> RemoteDevice:
         ) from error
 
 
+def end_device(name: str) -> None:
+    """End the device's actor without waiting until it is gone; the units it cached stay.
+
+    Raises:
+        NotFoundError: no device of that name is attached.
+    """
+    ray.kill(find_device(name).actor)
+
+
 def detach_device(name: str) -> None:
-    """End the device's actor; the units it cached stay, and the name is free again.
+    """End the device's actor; afterwards its name is free again.
 
     Raises:
         NotFoundError: no device of that name is attached.
         UnavailableError: it does not go.
     """
-    ray.kill(find_device(name).actor)
+    end_device(name)
     if not eventually(lambda: name not in device_names(), timeout_s=_DETACH_TIMEOUT_S):
         raise UnavailableError("the device does not go", where=f"device {name}", do="Look at its node, and try again")
 

@@ -30,21 +30,32 @@ class FleetDevice:
     problem: str
 
 
-def live_devices(nodes: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """Return the devices that have a live node, given `ray.nodes()`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeNodeInfo:
+    """A live edge node: Ray's id of it, another one each time it joins, its address, and its labels."""
+
+    id: str
+    address: str
+    labels: Mapping[str, str]
+
+
+def live_nodes(nodes: Iterable[Mapping[str, Any]]) -> dict[str, EdgeNodeInfo]:
+    """Return the live edge nodes by their devices, given `ray.nodes()`.
 
     By label and not by node: one that comes back is a new node to Ray, and the dead one keeps its labels.
     """
-    return frozenset(
-        node["Labels"][DEVICE_LABEL]
+    return {
+        node["Labels"][DEVICE_LABEL]: EdgeNodeInfo(
+            id=node["NodeID"], address=node["NodeManagerAddress"], labels=node["Labels"]
+        )
         for node in nodes
         if node["Alive"] and node["Labels"].get(ROLE_LABEL) == EDGE and DEVICE_LABEL in node["Labels"]
-    )
+    }
 
 
 def missing_devices(nodes: Iterable[Mapping[str, Any]], known: Collection[str]) -> list[str]:
     """Return the devices with a live node that are not among the `known`, sorted."""
-    return sorted(live_devices(nodes).difference(known))
+    return sorted(live_nodes(nodes).keys() - known)
 
 
 class Fleet:
@@ -57,7 +68,7 @@ class Fleet:
 
     async def devices(self) -> tuple[FleetDevice, ...]:
         """Return every attached device, sorted by name."""
-        live = live_devices(ray.nodes())
+        live = live_nodes(ray.nodes())
         return tuple(await asyncio.gather(*(asyncio.to_thread(_look, name, live) for name in sorted(device_names()))))
 
     async def _watch(self) -> None:

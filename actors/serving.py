@@ -1,17 +1,21 @@
 """The placement service as a Ray Serve application: restarted when it dies, shedding load it cannot bear."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import httpx
 import ray
 from fastapi import FastAPI
+from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayError
 
-from meedge_ray.actors.app import create_app
-from meedge_ray.actors.cluster import OFF_EDGES
+from meedge_ray.actors.app import Served, create_app
+from meedge_ray.actors.catalog import Catalog
+from meedge_ray.actors.serve_options import ACTOR_OPTIONS, DEPLOYMENT, LOGGING
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import UnavailableError
 
@@ -21,19 +25,61 @@ _QUEUED = 256  # then 503, which a device takes for "later"
 _CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
 _PROXY_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 30.0
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+_log = logging.getLogger(__name__)
+
+
+class Bundles(TypedDict):
+    """What replicas serve: the hashes of the bundles' manifests by their folders. Ray hands it over as plain JSON."""
+
+    bundles: dict[str, str]
 
 
 class PlacementService:
     """One replica. The bundles are read here, so that none is pickled."""
 
-    def __init__(self, directories: Sequence[str], token: str) -> None:
-        self._directories = [Path(directory) for directory in directories]
+    def __init__(self, token: str | Path) -> None:
+        """Take the token, or the file that holds it."""
         self._token = token
+        self._served = Served(Catalog(), _read_token(token))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; Serve calls it in the replica, after the constructor."""
-        return create_app(self._directories, self._token)
+        return create_app(self._served)
+
+    async def reconfigure(self, config: Bundles) -> None:
+        """Serve these bundles from now on; Serve calls it before the first request and whenever `config` changes.
+
+        Requests go on meanwhile. What is damaged is not taken over: the bundle served before stays.
+
+        Raises:
+            MeedgeError: there is nothing to serve at all.
+        """
+        await asyncio.to_thread(self._renew, [Path(directory) for directory in config["bundles"]])
+
+    def _renew(self, directories: Sequence[Path]) -> None:
+        catalog, problems = self._served.catalog.renewed(directories)
+        for problem in problems:
+            _log.warning("a bundle cannot be served: %s", problem)
+        if problems and not catalog.models:
+            raise problems[0]
+        try:
+            token = _read_token(self._token)
+        except OSError as error:
+            _log.warning("the token before stays: %s", error)
+            token = self._served.token
+        self._served.replace(catalog, token)
+
+
+class Arguments(BaseModel):
+    """What the application is made with. The token itself would show in Serve's status."""
+
+    token_file: Path
+
+
+def application(arguments: Arguments) -> serve.Application:
+    """Return the application for a Serve configuration, which says what it serves and by how many replicas."""
+    return _deployment().bind(arguments.token_file)
 
 
 def run_service(directories: Sequence[Path], token: str, *, host: str = "127.0.0.1", port: int) -> str:
@@ -47,21 +93,21 @@ def run_service(directories: Sequence[Path], token: str, *, host: str = "127.0.0
         NotFoundError: a directory holds no bundle.
         UnavailableError: the service does not come up.
     """
-    paths = [directory.resolve() for directory in directories]
     # What a user got wrong is said here and now, and not by a replica that is started again and again.
-    create_app(paths, token)
+    served = Served(Catalog([directory.resolve() for directory in directories]), token)
+    bundles: Bundles = {"bundles": {str(model.directory): model.sha256 for model in served.catalog.models}}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     url = f"http://{host}:{port}"
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=_LOGGING)
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=LOGGING)
     except (RuntimeError, RayError) as error:
         _stop_serve()
         raise _not_up("Ray Serve cannot listen there", url, "Take a free port of the cluster's head") from error
     if not _answers(url):
         raise _not_up("Ray Serve listens elsewhere on this cluster", url, "Take its port, or shut it down before")
-    application = _deployment().bind([str(path) for path in paths], token)
+    deployment = _deployment().options(user_config=bundles)
     try:
-        serve.run(application, name=_NAME, route_prefix="/", logging_config=_LOGGING)
+        serve.run(deployment.bind(token), name=_NAME, route_prefix="/", logging_config=LOGGING)
     except (RuntimeError, RayError) as error:
         serve.delete(_NAME)
         raise _not_up(f"the service failed ({error})", url, "See what its replicas say") from error
@@ -78,12 +124,15 @@ def stop_service() -> None:
 def _deployment() -> serve.Deployment:
     return serve.deployment(
         serve.ingress()(PlacementService),
-        name="PlacementService",
+        name=DEPLOYMENT,
         max_ongoing_requests=_ONGOING,
         max_queued_requests=_QUEUED,
-        # No CPU of its own: it mostly waits, and must come up beside training that has taken them all.
-        ray_actor_options={"num_cpus": 0, "label_selector": OFF_EDGES},
+        ray_actor_options=ACTOR_OPTIONS,
     )
+
+
+def _read_token(token: str | Path) -> str:
+    return token.read_text().strip() if isinstance(token, Path) else token
 
 
 def _stop_serve() -> None:

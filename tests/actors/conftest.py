@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from worlds import make_world
 
-from meedge_ray.actors.app import create_app
+from meedge_ray.actors.app import Served, create_app
+from meedge_ray.actors.catalog import Catalog
 from meedge_ray.bundle.manifest import unit_store, write_bundle
 
 TOKEN = "a-secret-that-must-not-show"
@@ -55,7 +56,8 @@ def bundle_writer():
 
 @contextmanager
 def _serve(directories):
-    server = uvicorn.Server(uvicorn.Config(create_app(directories, TOKEN), log_level="critical", ws="none"))
+    app = create_app(Served(Catalog(directories), TOKEN))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

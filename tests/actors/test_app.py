@@ -1,3 +1,4 @@
+import asyncio
 import json
 from itertools import combinations
 
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meedge_ray.actors.app import create_app
+from meedge_ray.actors.app import Served, create_app
+from meedge_ray.actors.catalog import Catalog
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units, unit_store
@@ -396,12 +398,27 @@ def test_a_service_is_refused_what_it_cannot_serve(tmp_path, world, bundle_write
     bundle_writer(tmp_path / "a", world)
     bundle_writer(tmp_path / "b", world)
     with pytest.raises(InvalidInputError, match="two bundles") as caught:
-        create_app([tmp_path / "a", tmp_path / "b"], "token")
+        Catalog([tmp_path / "a", tmp_path / "b"])
     assert str(tmp_path / "a") in caught.value.where
     with pytest.raises(InvalidInputError, match="token is empty"):
-        create_app([tmp_path / "a"], "")
+        Served(Catalog([tmp_path / "a"]), "")
     with pytest.raises(NotFoundError):
-        create_app([tmp_path / "c"], "token")
+        Catalog([tmp_path / "c"])
+
+
+def test_below_a_prefix_the_service_is_the_same(directories, token):
+    app = create_app(Served(Catalog(directories), token))
+
+    async def get(path, **headers):
+        # As Ray Serve hands it over: the path whole, and where the application begins.
+        transport = httpx.ASGITransport(app, root_path="/a/service")
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            return await http.get(f"/a/service{path}", headers=headers)
+
+    assert asyncio.run(get("/healthz")).json() == {"status": "ok"}
+    assert asyncio.run(get("/v1/models", Authorization=f"Bearer {token}")).status_code == 200
+    for path in ("/v1/models", "/healthz/v1/models", "/a/service/healthz"):
+        error(asyncio.run(get(path)), 401)
 
 
 def test_a_device_that_cannot_be_sent_to_in_time_places_what_it_holds(http, token, tmp_path, sample):

@@ -1,12 +1,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meedge_ray.actors.fleet import live_devices, missing_devices
+from meedge_ray.actors.fleet import live_nodes, missing_devices
 
 
 def node(device, *, alive=True, role="edge"):
     labels = {"ray.io/node-id": "0"} | ({"meedge.dev/device": device} if device else {})
-    return {"Alive": alive, "Labels": labels | ({"meedge.dev/role": role} if role else {})}
+    labels |= {"meedge.dev/role": role} if role else {}
+    return {"Alive": alive, "NodeID": f"id-{device}-{alive}", "NodeManagerAddress": "10.0.0.1", "Labels": labels}
 
 
 names = st.sampled_from(["a", "b", "c", ""])
@@ -14,7 +15,10 @@ nodes = st.lists(st.builds(node, names, alive=st.booleans(), role=st.sampled_fro
 
 
 def test_a_device_that_came_back_is_live_although_its_old_node_is_dead():
-    assert live_devices([node("a", alive=False), node("a"), node("b", alive=False)]) == {"a"}
+    live = live_nodes([node("a", alive=False), node("a"), node("b", alive=False)])
+    assert list(live) == ["a"]
+    assert (live["a"].id, live["a"].address) == ("id-a-True", "10.0.0.1")
+    assert live["a"].labels["meedge.dev/device"] == "a"
 
 
 def test_what_has_an_actor_is_not_missing():
@@ -30,7 +34,7 @@ def test_after_attaching_the_missing_nothing_is_missing(nodes, known):
 
 @given(nodes=nodes)
 def test_only_live_edge_nodes_with_a_device_count(nodes):
-    assert live_devices(nodes) == {
+    assert set(live_nodes(nodes)) == {
         each["Labels"]["meedge.dev/device"]
         for each in nodes
         if each == node(each["Labels"].get("meedge.dev/device", "")) and "meedge.dev/device" in each["Labels"]

@@ -20,7 +20,7 @@ from meedge_ray.actors.device import (
     device_names,
     find_device,
 )
-from meedge_ray.actors.fleet import fleet_devices, live_devices, start_fleet, stop_fleet
+from meedge_ray.actors.fleet import fleet_devices, live_nodes, start_fleet, stop_fleet
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.domain.errors import (
     BudgetError,
@@ -147,7 +147,7 @@ def test_a_lost_device_is_reported_and_answers_again_when_its_node_is_back(own_c
         kill_raylet(node)
         said = eventually(lambda: said_by(device, sample), lambda said: said)
         assert "pi-2" in said
-    eventually(lambda: "pi-2" in live_devices(ray.nodes()), lambda is_live: not is_live)
+    eventually(lambda: "pi-2" in live_nodes(ray.nodes()), lambda is_live: not is_live)
     with attach_edge_node(own_cluster, "pi-2"):
         after = eventually(lambda: device.infer(sample, timeout_s=5), lambda answer: True)
         assert (after.label, after.branch) == (before.label, before.branch)
