@@ -21,10 +21,10 @@ import psutil
 from _results import write_results
 
 from meedge_ray.cli.output import show, table
-from meedge_ray.operator.api_client import ApiClient
-from meedge_ray.operator.certificate import make_certificate
-from meedge_ray.operator.kubeconfig import read_kubeconfig
-from meedge_ray.operator.resources import DEVICES
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.kubeconfig import read_kubeconfig
+from meedge_ray.operator.client.resources import DEVICES
+from meedge_ray.operator.keeping.certificate import make_certificate
 
 DEVICES_COUNT, WATCHERS, WRITERS = 1000, 1000, 16
 WRITING_S, IDLE_S, ROUNDS = 10.0, 20.0, 10

@@ -26,8 +26,8 @@ from _results import write_results
 
 from meedge_ray.cli.output import show, table
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.operator.api_client import ApiClient, Object
-from meedge_ray.operator.resources import DEVICES, FLEETS, MODELS, SERVICES
+from meedge_ray.operator.client.api_client import ApiClient, Object
+from meedge_ray.operator.client.resources import DEVICES, FLEETS, MODELS, SERVICES
 
 IDLE_S, PATIENCE_S, POLL_S = 30.0, 240.0, 0.1
 RECONCILED, WRITERS = 1000, 8
@@ -95,16 +95,15 @@ class World:
 
     def ask_on(self) -> None:
         """Ask the service for its models, every 50 ms."""
+        status = self.api.get(SERVICES, NAMESPACE, "placements")["status"]
+        headers = {"Authorization": f"Bearer {Path(status['tokenFile']).read_text().strip()}"}
 
         def ask() -> None:
             while not self._over.wait(0.05):
                 try:
-                    status = self.api.get(SERVICES, NAMESPACE, "placements").get("status", {})
-                    token = Path(status["tokenFile"]).read_text().strip()
-                    url = f"{status['url']}/v1/models"
-                    asked = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=2, trust_env=False)
+                    asked = httpx.get(f"{status['url']}/v1/models", headers=headers, timeout=2, trust_env=False)
                     ok = asked.is_success
-                except (MeedgeError, httpx.HTTPError, KeyError, OSError):
+                except httpx.HTTPError:
                     ok = False
                 self.answered, self.failed = self.answered + ok, self.failed + (not ok)
 

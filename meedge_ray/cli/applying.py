@@ -24,8 +24,8 @@ from meedge_ray.cli.objects import (
 )
 from meedge_ray.cli.showing import show_objects
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
-from meedge_ray.operator.api_client import ApiClient, ConflictError, Object
-from meedge_ray.operator.resources import Resource
+from meedge_ray.operator.client.api_client import ApiClient, ConflictError, Object
+from meedge_ray.operator.client.resources import Resource
 
 _POLL_S = 0.5
 

@@ -21,8 +21,8 @@ from meedge_ray.cli.objects import (
 )
 from meedge_ray.cli.showing import as_yaml
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
-from meedge_ray.operator.api_client import ApiClient, ExpiredError, Object, event_time
-from meedge_ray.operator.resources import EVENTS
+from meedge_ray.operator.client.api_client import ApiClient, ExpiredError, Object, event_time
+from meedge_ray.operator.client.resources import EVENTS
 
 _INDENT = "  "
 _EVENTS = ("Last seen", "Type", "Reason", "Object", "Message")

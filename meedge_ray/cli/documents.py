@@ -11,7 +11,7 @@ import yaml
 
 from meedge_ray.api.kinds import KINDS
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError
-from meedge_ray.operator.resources import RESOURCES, Resource
+from meedge_ray.operator.client.resources import RESOURCES, Resource
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _STDIN = "-"

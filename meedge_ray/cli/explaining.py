@@ -9,7 +9,7 @@ import typer
 from meedge_ray.api.kinds import KINDS
 from meedge_ray.cli.objects import say
 from meedge_ray.domain.errors import InvalidInputError
-from meedge_ray.operator.resources import find_resource
+from meedge_ray.operator.client.resources import find_resource
 
 _WIDTH = 120
 

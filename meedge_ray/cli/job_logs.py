@@ -14,10 +14,10 @@ import typer
 from meedge_ray.api.stages import STAGES
 from meedge_ray.cli.objects import Kubeconfig, Namespace, connected, named
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
-from meedge_ray.operator.api_client import ApiClient, Object
-from meedge_ray.operator.home import Home, home_path
-from meedge_ray.operator.places import bearer, dashboard_url
-from meedge_ray.operator.resources import MODELS
+from meedge_ray.operator.client.api_client import ApiClient, Object
+from meedge_ray.operator.client.resources import MODELS
+from meedge_ray.operator.keeping.home import Home, home_path
+from meedge_ray.operator.keeping.places import bearer, dashboard_url
 
 _POLL_S = 1.0
 _TIMEOUT_S = 30.0

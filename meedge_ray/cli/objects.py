@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
-from meedge_ray.operator.api_client import ApiClient
-from meedge_ray.operator.home import home_path
-from meedge_ray.operator.kubeconfig import read_kubeconfig
-from meedge_ray.operator.resources import Resource, find_resource
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.kubeconfig import read_kubeconfig
+from meedge_ray.operator.client.resources import Resource, find_resource
+from meedge_ray.operator.keeping.home import home_path
 from meedge_ray.operator.server.tables import age
 
 MANAGER = "meedge"

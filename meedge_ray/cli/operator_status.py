@@ -12,9 +12,17 @@ from rich.table import Table
 from meedge_ray.cli.extras import extra
 from meedge_ray.cli.output import Format, emit, table
 from meedge_ray.domain.errors import NotFoundError
-from meedge_ray.operator.home import Home, home_path
-from meedge_ray.operator.places import API_SERVER, RAY, RECONCILER, api_url, dashboard_url, ray_address, ray_environment
-from meedge_ray.operator.run_file import PartStatus, Run, read_run
+from meedge_ray.operator.keeping.home import Home, home_path
+from meedge_ray.operator.keeping.places import (
+    API_SERVER,
+    RAY,
+    RECONCILER,
+    api_url,
+    dashboard_url,
+    ray_address,
+    ray_environment,
+)
+from meedge_ray.operator.keeping.run_file import PartStatus, Run, read_run
 from meedge_ray.operator.server.tables import age
 
 HomeOption = Annotated[
@@ -128,7 +136,7 @@ def _age(since: float) -> str:
 def _join_command(home: Home, run: Run) -> str:
     with extra("ray"):
         from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, Cluster, start_arguments
-    from meedge_ray.operator.places import NODE_SETTINGS
+    from meedge_ray.operator.keeping.places import NODE_SETTINGS
 
     joined = Cluster(f"{ray_address(run.host)}:{home.ports().ray}", {**NODE_SETTINGS, **ray_environment(home)})
     variables = [f"{name}={value}" for name, value in joined.environment.items()]

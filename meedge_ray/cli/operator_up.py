@@ -11,8 +11,8 @@ from meedge_ray.cli.extras import extra
 from meedge_ray.cli.operator_status import HomeOption, as_json, as_text
 from meedge_ray.cli.output import Format, emit
 from meedge_ray.domain.errors import InvalidInputError
-from meedge_ray.operator.home import Home, home_path
-from meedge_ray.operator.run_file import Run
+from meedge_ray.operator.keeping.home import Home, home_path
+from meedge_ray.operator.keeping.run_file import Run
 
 _NEEDED = ("ray", "kopf", "jsonpatch", "starlette", "uvicorn", "cryptography")
 
@@ -41,7 +41,7 @@ def up(
         for name in _NEEDED:
             if importlib.util.find_spec(name) is None:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    from meedge_ray.operator.starting import start
+    from meedge_ray.operator.keeping.starting import start
 
     if base_dir is not None and not base_dir.is_dir():
         raise InvalidInputError("is no folder", where="--base-dir", do="Name one that is there")
@@ -62,7 +62,7 @@ def down(home: HomeOption = None) -> None:
 
     Example: meedge down
     """
-    from meedge_ray.operator.starting import stop
+    from meedge_ray.operator.keeping.starting import stop
 
     place = Home(home_path(home))
     ran = stop(place, told=_tell)

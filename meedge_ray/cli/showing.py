@@ -25,8 +25,8 @@ from meedge_ray.cli.objects import (
     without_managers,
 )
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
-from meedge_ray.operator.api_client import ApiClient, ExpiredError, Object
-from meedge_ray.operator.resources import RESOURCES, Resource
+from meedge_ray.operator.client.api_client import ApiClient, ExpiredError, Object
+from meedge_ray.operator.client.resources import RESOURCES, Resource
 
 
 def get(

@@ -8,8 +8,8 @@ import typer
 
 from meedge_ray.cli.objects import Kubeconfig, Namespace, Selector, connected, say, seconds, targets
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError, UnavailableError
-from meedge_ray.operator.api_client import ApiClient, Object
-from meedge_ray.operator.resources import Resource
+from meedge_ray.operator.client.api_client import ApiClient, Object
+from meedge_ray.operator.client.resources import Resource
 
 _POLL_S = 0.5
 

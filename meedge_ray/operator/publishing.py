@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from meedge_ray.api.conditions import with_condition
 from meedge_ray.domain.errors import MeedgeError, NotFoundError, UnavailableError
-from meedge_ray.operator.api_client import ApiClient, Object
-from meedge_ray.operator.resources import EVENTS
+from meedge_ray.operator.client.api_client import ApiClient, Object
+from meedge_ray.operator.client.resources import EVENTS
 from meedge_ray.operator.view import View, name_of
 
 MANAGER = "meedge-operator"

@@ -4,8 +4,8 @@ import time
 from threading import Lock
 from typing import NamedTuple
 
-from meedge_ray.operator.api_client import ApiClient, Object
-from meedge_ray.operator.resources import Resource
+from meedge_ray.operator.client.api_client import ApiClient, Object
+from meedge_ray.operator.client.resources import Resource
 
 _RENEWED_AFTER_S = 60.0
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import kopf
 
-from meedge_ray.operator.api_client import ApiClient
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.resources import DEVICES, FLEETS, MODELS, SERVICES
 from meedge_ray.operator.jobs_client import JobsClient
 from meedge_ray.operator.publishing import Publisher
-from meedge_ray.operator.resources import DEVICES, FLEETS, MODELS, SERVICES
 from meedge_ray.operator.serve_client import ServeClient
 from meedge_ray.operator.sweeping import Sweeps
 from meedge_ray.operator.view import View

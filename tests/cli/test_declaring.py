@@ -15,8 +15,8 @@ import pytest
 import yaml
 from api_process import ServerProcess, device
 
-from meedge_ray.operator.api_client import ApiClient
-from meedge_ray.operator.resources import DEVICES, EVENTS, NAMESPACES
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.resources import DEVICES, EVENTS, NAMESPACES
 
 _SPACES = itertools.count()
 Run = Callable[..., tuple[int, str, str]]

@@ -12,7 +12,7 @@ import pytest
 from api_process import ServerProcess
 
 from meedge_ray.cli import operator_up
-from meedge_ray.operator.home import open_home
+from meedge_ray.operator.keeping.home import open_home
 
 Run = Callable[..., tuple[int, str, str]]
 # What only the extras bring.

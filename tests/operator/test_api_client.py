@@ -12,9 +12,9 @@ import pytest
 from api_process import ServerProcess, device
 
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError, UnavailableError
-from meedge_ray.operator.api_client import ApiClient, ConflictError, ExpiredError
-from meedge_ray.operator.kubeconfig import read_kubeconfig
-from meedge_ray.operator.resources import DEVICES, EVENTS, FLEETS, MODELS, NAMESPACES, find_resource
+from meedge_ray.operator.client.api_client import ApiClient, ConflictError, ExpiredError
+from meedge_ray.operator.client.kubeconfig import read_kubeconfig
+from meedge_ray.operator.client.resources import DEVICES, EVENTS, FLEETS, MODELS, NAMESPACES, find_resource
 
 _SPACES = itertools.count()
 

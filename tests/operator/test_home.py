@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
-from meedge_ray.operator.home import BusyError, Home, check_free, home_path, open_home, private_folder
+from meedge_ray.operator.keeping.home import BusyError, Home, check_free, home_path, open_home, private_folder
 
 
 def mode(path: Path) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from meedge_ray.domain.errors import UnavailableError
-from meedge_ray.operator.home import Home, open_home
-from meedge_ray.operator.keeper import Keeper
-from meedge_ray.operator.parts import Part
-from meedge_ray.operator.processes import marked
-from meedge_ray.operator.run_file import PartStatus
+from meedge_ray.operator.keeping.home import Home, open_home
+from meedge_ray.operator.keeping.keeper import Keeper
+from meedge_ray.operator.keeping.parts import Part
+from meedge_ray.operator.keeping.processes import marked
+from meedge_ray.operator.keeping.run_file import PartStatus
 
 _WORKS = "import time; print('at work', flush=True); time.sleep(600)"
 

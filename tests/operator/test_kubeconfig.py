@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
-from meedge_ray.operator.certificate import make_certificate
-from meedge_ray.operator.kubeconfig import read_kubeconfig
+from meedge_ray.operator.client.kubeconfig import read_kubeconfig
+from meedge_ray.operator.keeping.certificate import make_certificate
 
 
 def write(

@@ -16,14 +16,14 @@ from ray._private.label_utils import parse_node_labels_from_yaml_file
 
 from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, Cluster, start_arguments
 from meedge_ray.api.kinds import KINDS
-from meedge_ray.operator.kuberay_cluster import Settings
+from meedge_ray.operator.kuberay.cluster import Settings
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")  # Ray Serve's own
     from ray.serve.schema import ServeDeploySchema
 
     from meedge_ray.actors import serving
-    from meedge_ray.operator.kuberay import COMMAND, main, rendered
+    from meedge_ray.operator.kuberay.__main__ import COMMAND, main, rendered
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "manifests" / "elasticmodel.yaml"

@@ -10,9 +10,9 @@ from real_operator import condition, free_port
 from worlds import World as Model
 
 from meedge_ray.bundle.manifest import unit_store, write_bundle
-from meedge_ray.operator.api_client import Object
+from meedge_ray.operator.client.api_client import Object
+from meedge_ray.operator.client.resources import MODELS, NAMESPACES
 from meedge_ray.operator.controllers.models import ModelController
-from meedge_ray.operator.resources import MODELS, NAMESPACES
 from meedge_ray.operator.world import OperatorSettings, World
 from meedge_ray.train.manifest import read_manifest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from meedge_ray.operator.processes import ProcessId, end_marked, mark, marked
+from meedge_ray.operator.keeping.processes import ProcessId, end_marked, mark, marked
 
 _SLEEP = "import time; time.sleep(600)"
 # Says when it is deaf, and has a child of its own.

@@ -242,7 +242,7 @@ def test_what_was_not_taken_over_is_tried_again_and_still_said_to_be_so():
         return planned.application["deployments"][0]["user_config"]["round"]
 
     assert round_of(running(application, {"digits": OLD}, deployed_at=100.0)) == 0  # told just now
-    assert round_of(running(told, {"digits": OLD}, deployed_at=980.0)) == 0
+    assert round_of(running(told, {"digits": OLD}, deployed_at=990.0)) == 0
     assert round_of(running(told, {"digits": OLD}, deployed_at=900.0)) == 1
     assert round_of(running(told, deployed_at=900.0)) == 1  # it does not answer, or to no token of ours
     assert round_of(running(told, {"digits": NEW}, deployed_at=900.0)) == 0

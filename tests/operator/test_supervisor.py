@@ -18,11 +18,11 @@ import psutil
 import pytest
 from api_process import ServerProcess
 
-from meedge_ray.operator.api_client import ApiClient
-from meedge_ray.operator.home import Home
-from meedge_ray.operator.places import bearer, dashboard_url
-from meedge_ray.operator.processes import marked
-from meedge_ray.operator.resources import MODELS
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.resources import MODELS
+from meedge_ray.operator.keeping.home import Home
+from meedge_ray.operator.keeping.places import bearer, dashboard_url
+from meedge_ray.operator.keeping.processes import marked
 
 pytestmark = pytest.mark.ray
 _FLEET = """

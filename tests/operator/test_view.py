@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from meedge_ray.domain.errors import UnavailableError
 from meedge_ray.operator import view as view_module
-from meedge_ray.operator.api_client import ApiClient
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.resources import FLEETS, NAMESPACES
 from meedge_ray.operator.publishing import Condition, Publisher, condition_of, is_ready, merge_patch
-from meedge_ray.operator.resources import FLEETS, NAMESPACES
 from meedge_ray.operator.sweeping import Sweeps
 from meedge_ray.operator.view import View, name_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import yaml
 
-from meedge_ray.operator.certificate import make_certificate
+from meedge_ray.operator.keeping.certificate import make_certificate
 
 START_TIMEOUT_S = 60
 KUBECTL_TIMEOUT_S = 60

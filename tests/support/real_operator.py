@@ -21,8 +21,8 @@ import yaml
 from api_process import Kubectl, ServerProcess
 
 from meedge_ray.domain.errors import NotFoundError
-from meedge_ray.operator.api_client import ApiClient
-from meedge_ray.operator.resources import find_resource
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.resources import find_resource
 
 HOST = "127.0.0.2"  # Ray turns 127.0.0.1 into the machine's outward address
 _START_TIMEOUT_S = 90.0

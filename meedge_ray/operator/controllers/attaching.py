@@ -21,7 +21,7 @@ from meedge_ray.domain.errors import (
     UnavailableError,
 )
 from meedge_ray.domain.quantity import parse_bytes
-from meedge_ray.operator.api_client import Object
+from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.publishing import Condition, merge_patch
 from meedge_ray.operator.view import Name
 

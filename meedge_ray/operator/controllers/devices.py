@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import ray
 from meedge_ray.actors.device import device_names, end_device, find_device, start_device
 from meedge_ray.actors.fleet import EdgeNodeInfo, live_nodes
 from meedge_ray.domain.errors import NotFoundError
-from meedge_ray.operator.api_client import Object
+from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.controllers.attaching import (
     SILENT_AFTER_S,
     Refusal,
@@ -33,6 +34,7 @@ _PERIOD_S = 0.5
 _ANSWER_S = 0.5  # most that one look waits for answers
 _ASK_READY_EVERY_S, _ASK_OTHERS_EVERY_S = 5.0, 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
+_WRITERS = 8  # of statuses at a time: the server commits them together
 _MOST_STEPS = 50  # of one look, so that a thousand devices do not all fetch at once
 
 
@@ -60,6 +62,7 @@ class DeviceController:
         self._tokens: dict[str, tuple[int, str]] = {}
         self._node_ids: dict[str, str] = {}
         self._looked_at: dict[str, tuple[object, ...]] = {}
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="devices")
 
     def sweep(self) -> None:
         """Look at every device once.
@@ -78,10 +81,11 @@ class DeviceController:
         self._forget(nodes, attached)
         self._listen(declared, nodes, attached)
         steps = 0
+        writing: list[Future[None]] = []
         for device in devices:
             label = device["spec"]["device"]
             if declared[label] is not device:
-                self._say_taken(device, declared[label], nodes)
+                writing.append(self._say_taken(device, declared[label], nodes))
                 continue
             seen = self._seen(label, nodes, attached)
             if self._is_settled(device, services, seen):
@@ -90,12 +94,14 @@ class DeviceController:
             if isinstance(wanted, Wanted) and steps < _MOST_STEPS:
                 steps += self._do(label, wanted, seen)
             if not self._is_about_to_answer(seen):
-                self._publish(device, wanted, seen)
+                writing.append(self._publish(device, wanted, seen))
+        for each in writing:
+            each.result()
 
-    def _say_taken(self, device: Object, holder: Object, nodes: Mapping[str, EdgeNodeInfo]) -> None:
+    def _say_taken(self, device: Object, holder: Object, nodes: Mapping[str, EdgeNodeInfo]) -> "Future[None]":
         label = device["spec"]["device"]
         taken = Refusal(reason="DeviceTaken", message=f"{label} is {'/'.join(name_of(holder))} already")
-        self._publish(device, taken, Seen(node=nodes.get(label), attached=False, report=None, silent_s=0.0))
+        return self._publish(device, taken, Seen(node=nodes.get(label), attached=False, report=None, silent_s=0.0))
 
     def _is_settled(self, device: Object, services: Mapping[Name, Object], seen: Seen) -> bool:
         """Whether nothing has changed since a device that is ready was looked at: of a thousand, most."""
@@ -168,11 +174,12 @@ class DeviceController:
         self._tries[label] = _Try(wanted, pause_s, now + pause_s)
         return True
 
-    def _publish(self, device: Object, wanted: Wanted | Refusal, seen: Seen) -> None:
+    def _publish(self, device: Object, wanted: Wanted | Refusal, seen: Seen) -> "Future[None]":
         now = datetime.now(UTC)
         heard = self._reports.heard(device["spec"]["device"])
         status = status_of(device.get("status", {}), seen, None if heard is None else heard.at, now)
-        self._world.publisher.publish(self._world.devices, device, status, conditions_of(wanted, seen), now)
+        publish, conditions = self._world.publisher.publish, conditions_of(wanted, seen)
+        return self._writers.submit(publish, self._world.devices, device, status, conditions, now)
 
     def _read_token(self, path: str) -> str:
         changed_ns = Path(path).stat().st_mtime_ns

@@ -8,7 +8,7 @@ import ray
 
 from meedge_ray.actors.fleet import live_nodes
 from meedge_ray.domain.errors import MeedgeError, NotFoundError, UnavailableError
-from meedge_ray.operator.api_client import ConflictError
+from meedge_ray.operator.client.api_client import ConflictError
 from meedge_ray.operator.controllers.rollout import Action, plan_fleets
 from meedge_ray.operator.publishing import MANAGER, merge_patch
 from meedge_ray.operator.world import World

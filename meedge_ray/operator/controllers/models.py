@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import kopf
+import ray
 from pydantic import ValidationError
 
 from meedge_ray.api.elastic_model import ElasticModelSpec
 from meedge_ray.api.kinds import KINDS
 from meedge_ray.api.stages import stage_key, stages_of
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
-from meedge_ray.operator.api_client import ConflictError, Object
+from meedge_ray.operator.client.api_client import ConflictError, Object
 from meedge_ray.operator.controllers.model_files import ModelFiles
 from meedge_ray.operator.controllers.model_plan import Declared, Stage, decide
 from meedge_ray.operator.controllers.model_status import (
@@ -23,6 +24,7 @@ from meedge_ray.operator.controllers.model_status import (
     read_build,
     with_progress,
 )
+from meedge_ray.operator.jobs_client import Job
 from meedge_ray.operator.publishing import MANAGER, Condition
 from meedge_ray.operator.view import Name, name_of
 from meedge_ray.operator.world import World
@@ -97,7 +99,7 @@ class ModelController:
         status: Mapping[str, Any] = content.get("status", {})
         build = read_build(status, files.started_at(built_generation(status)))
         running = build.running
-        job = jobs.job(running.job_id) if running and running.job_id else None
+        job = self._job(running.job_id) if running and running.job_id else None
         bundle = files.bundle_status()
         known = {job.id: job} if job else {}
         decision = decide(_declared(content, spec), build, known, bundle_is_there=bundle is not None, now=now)
@@ -118,6 +120,13 @@ class ModelController:
             jobs.stop(decision.stop)
         if decision.submit is not None:
             self._submit(content, decision.submit, files)
+
+    def _job(self, job_id: str) -> Job | None:
+        """Return the job, None as well where its node is gone: Ray says that it runs until the next is submitted."""
+        job = self._world.jobs.job(job_id)
+        if job is None or job.is_over or job.node_id is None:
+            return job
+        return job if any(node["Alive"] and node["NodeID"] == job.node_id for node in ray.nodes()) else None
 
     def _submit(self, content: Object, stage: Stage, files: ModelFiles) -> None:
         name = name_of(content)

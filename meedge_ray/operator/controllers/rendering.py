@@ -11,12 +11,12 @@ from typing import Any
 
 from meedge_ray.actors.serve_options import ACTOR_OPTIONS, APPLICATION, DEPLOYMENT, LOGGING
 from meedge_ray.api.elastic_service import ElasticServiceSpec
-from meedge_ray.operator.api_client import Object
+from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.publishing import Condition
 from meedge_ray.operator.view import Name, name_of
 
-_SETTLED_AFTER_S = 15.0  # time that replicas have to read and verify their bundles
-_TRIED_AGAIN_AFTER_S = 30.0
+_SETTLED_AFTER_S = 10.0  # time that replicas have to read and verify their bundles
+_TRIED_AGAIN_AFTER_S = 15.0
 _SERVING_STATES = frozenset({"RUNNING", "UPDATING"})  # of a replica
 
 

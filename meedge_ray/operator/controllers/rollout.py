@@ -12,7 +12,7 @@ from typing import Any
 
 from meedge_ray.actors.fleet import EdgeNodeInfo
 from meedge_ray.api.edge_device import object_name
-from meedge_ray.operator.api_client import Object
+from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.publishing import Condition, condition_of, is_ready
 from meedge_ray.operator.view import Name, name_of
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from meedge_ray.actors.serve_options import proxy_environment
 from meedge_ray.api.serving import ModelList
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.operator.api_client import Object
+from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.controllers.rendering import (
     Plan,
     Seen,
@@ -23,7 +23,7 @@ from meedge_ray.operator.controllers.rendering import (
     plan_service,
     url_of,
 )
-from meedge_ray.operator.home import private_folder, write_private
+from meedge_ray.operator.keeping.home import private_folder, write_private
 from meedge_ray.operator.publishing import Condition
 from meedge_ray.operator.view import name_of
 from meedge_ray.operator.world import World

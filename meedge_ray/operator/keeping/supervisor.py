@@ -1,4 +1,4 @@
-"""`python -m meedge_ray.operator.supervisor`: keeps the operator's parts alive, until it is told to end.
+"""`python -m meedge_ray.operator.keeping.supervisor`: keeps the operator's parts alive, until it is told to end.
 
 Parts live in sessions of their own. Killed itself, it leaves them working; the next supervisor goes on with them.
 """
@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.operator.home import BusyError, Home, open_home
-from meedge_ray.operator.keeper import Keeper
-from meedge_ray.operator.parts import api_server, ray_head
-from meedge_ray.operator.places import API_SERVER, BUSY, LOOPBACK, RAY, RECONCILER
-from meedge_ray.operator.processes import ProcessId, end_marked
-from meedge_ray.operator.reconciler_keeper import ReconcilerKeeper
-from meedge_ray.operator.run_file import PartStatus, Run, read_run, write_run
+from meedge_ray.operator.keeping.home import BusyError, Home, open_home
+from meedge_ray.operator.keeping.keeper import Keeper
+from meedge_ray.operator.keeping.parts import api_server, ray_head
+from meedge_ray.operator.keeping.places import API_SERVER, BUSY, LOOPBACK, RAY, RECONCILER
+from meedge_ray.operator.keeping.processes import ProcessId, end_marked
+from meedge_ray.operator.keeping.reconciler_keeper import ReconcilerKeeper
+from meedge_ray.operator.keeping.run_file import PartStatus, Run, read_run, write_run
 
 _log = logging.getLogger("meedge supervisor")
 
@@ -91,7 +91,7 @@ class Supervisor:
 
 def main() -> None:
     """Keep the parts of a home until SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m meedge_ray.operator.supervisor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m meedge_ray.operator.keeping.supervisor", description=__doc__)
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--host", default=LOOPBACK, help="address of this machine at which edge nodes find it")
     parser.add_argument("--base-dir", type=Path, default=Path.cwd(), help="where relative paths in manifests start")

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from meedge_ray.domain.errors import UnavailableError
-from meedge_ray.operator.home import Home, write_private
-from meedge_ray.operator.processes import ProcessId
+from meedge_ray.operator.keeping.home import Home, write_private
+from meedge_ray.operator.keeping.processes import ProcessId
 
 State = Literal["starting", "ready", "waiting", "failed", "stopped"]
 

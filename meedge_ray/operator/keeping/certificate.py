@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from meedge_ray.operator.home import write_private
+from meedge_ray.operator.keeping.home import write_private
 
 _VALID = datetime.timedelta(days=3650)
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.operator.home import Home
-from meedge_ray.operator.parts import Part
-from meedge_ray.operator.processes import ProcessId, children, end_marked
-from meedge_ray.operator.run_file import PartStatus, State
-from meedge_ray.operator.spawning import log_file, spawn
+from meedge_ray.operator.keeping.home import Home
+from meedge_ray.operator.keeping.parts import Part
+from meedge_ray.operator.keeping.processes import ProcessId, children, end_marked
+from meedge_ray.operator.keeping.run_file import PartStatus, State
+from meedge_ray.operator.keeping.spawning import log_file, spawn
 
 _POLL_S = 0.5
 _PROBE_PERIOD_S = 5.0

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, UnavailableError
-from meedge_ray.operator.home import BusyError, Home, check_free, open_home
-from meedge_ray.operator.places import BUSY, LOOPBACK
-from meedge_ray.operator.processes import end_marked, marked
-from meedge_ray.operator.run_file import Run, read_run
-from meedge_ray.operator.spawning import log_file, spawn
+from meedge_ray.operator.keeping.home import BusyError, Home, check_free, open_home
+from meedge_ray.operator.keeping.places import BUSY, LOOPBACK
+from meedge_ray.operator.keeping.processes import end_marked, marked
+from meedge_ray.operator.keeping.run_file import Run, read_run
+from meedge_ray.operator.keeping.spawning import log_file, spawn
 
 _SUPERVISOR = "supervisor"
 _POLL_S = 0.2
@@ -104,7 +104,7 @@ def current_run(home: Home) -> Run | None:
 
 
 def _spawn(home: Home, host: str, base_dir: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "meedge_ray.operator.supervisor"]
+    command = [sys.executable, "-m", "meedge_ray.operator.keeping.supervisor"]
     return spawn(home, _SUPERVISOR, [*command, f"--home={home.path}", f"--host={host}", f"--base-dir={base_dir}"], {})
 
 

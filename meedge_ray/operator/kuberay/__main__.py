@@ -16,7 +16,7 @@ import yaml
 
 from meedge_ray.actors import serve_options
 from meedge_ray.domain.errors import MeedgeError
-from meedge_ray.operator.kuberay_cluster import (
+from meedge_ray.operator.kuberay.cluster import (
     HOME,
     NAME,
     SERVE_PORT,
@@ -27,7 +27,7 @@ from meedge_ray.operator.kuberay_cluster import (
     edge_group,
     gpu_group,
 )
-from meedge_ray.operator.kuberay_operator import operator
+from meedge_ray.operator.kuberay.operator import operator
 from meedge_ray.train.manifest import read_manifest
 
 COMMAND = "python -m meedge_ray.operator.kuberay --output manifests/kuberay"

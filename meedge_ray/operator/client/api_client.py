@@ -12,8 +12,8 @@ from typing import Any, Literal, Self
 import httpx
 
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
-from meedge_ray.operator.kubeconfig import Connection, read_kubeconfig
-from meedge_ray.operator.resources import EVENTS, Resource
+from meedge_ray.operator.client.kubeconfig import Connection, read_kubeconfig
+from meedge_ray.operator.client.resources import EVENTS, Resource
 
 Object = dict[str, Any]
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]

@@ -5,8 +5,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from meedge_ray.operator.home import Home, open_private
-from meedge_ray.operator.processes import mark
+from meedge_ray.operator.keeping.home import Home, open_private
+from meedge_ray.operator.keeping.processes import mark
 
 _MOST_LOG_BYTES = 10 * 2**20
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 
-from meedge_ray.operator.home import Home
-from meedge_ray.operator.places import RECONCILER, bearer, dashboard_url, ray_address, ray_environment
-from meedge_ray.operator.processes import ProcessId, end_marked
-from meedge_ray.operator.run_file import PartStatus, State
-from meedge_ray.operator.spawning import log_file, spawn
+from meedge_ray.operator.keeping.home import Home
+from meedge_ray.operator.keeping.places import RECONCILER, bearer, dashboard_url, ray_address, ray_environment
+from meedge_ray.operator.keeping.processes import ProcessId, end_marked
+from meedge_ray.operator.keeping.run_file import PartStatus, State
+from meedge_ray.operator.keeping.spawning import log_file, spawn
 
 _PERIOD_S = 2.0
 _PATIENCE_S = 30.0  # Ray is given so long to start the actor again

@@ -1,6 +1,6 @@
 """The operator's parts by name, and where each is."""
 
-from meedge_ray.operator.home import Home, Ports
+from meedge_ray.operator.keeping.home import Home, Ports
 
 API_SERVER, RAY, RECONCILER = "api-server", "ray", "reconciler"
 LOOPBACK = "127.0.0.1"

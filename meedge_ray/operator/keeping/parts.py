@@ -10,9 +10,9 @@ import httpx
 import psutil
 
 from meedge_ray.actors.serve_options import proxy_environment
-from meedge_ray.operator.certificate import make_certificate
-from meedge_ray.operator.home import Home, check_free, private_folder
-from meedge_ray.operator.places import (
+from meedge_ray.operator.keeping.certificate import make_certificate
+from meedge_ray.operator.keeping.home import Home, check_free, private_folder
+from meedge_ray.operator.keeping.places import (
     API_SERVER,
     NODE_SETTINGS,
     RAY,

@@ -5,7 +5,7 @@ from typing import Any
 
 from meedge_ray.api.edge_device import EdgeDevice
 from meedge_ray.api.kinds import GROUP, KINDS
-from meedge_ray.operator.kuberay_cluster import (
+from meedge_ray.operator.kuberay.cluster import (
     DASHBOARD_PORT,
     GCS_PORT,
     HEAD_SERVICE,
