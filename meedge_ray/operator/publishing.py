@@ -109,8 +109,8 @@ class Publisher:
             return
         for each in conditions:
             before = condition_of(content, each.type)
-            # Nothing is said at first of what is not the matter.
-            is_news = each.warning or each.status == "True" or each.type == "Ready" if not before else True
+            # At first nothing is told of what is not the matter.
+            is_news = before or each.warning or each.type == "Ready"
             if is_news and (before.get("status"), before.get("reason")) != (each.status, each.reason):
                 self.tell(content, each, now)
 
