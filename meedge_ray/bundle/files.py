@@ -10,17 +10,24 @@ from meedge_ray.domain.errors import UnavailableError
 TEMPORARY_PREFIX = ".tmp-"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
     """Replace `path` by `data` so that a reader, a crash or a power cut sees the old file or the new one whole.
+
+    Args:
+        path: its folder is made where it is not.
+        data: all of it.
+        private: only this user may read it, and a folder made for it.
 
     Raises:
         UnavailableError: the file system refused; the old file is untouched.
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        mode = 0o600 if private else 0o666
         try:
-            with temporary.open("xb") as file:
+            # Not by the umask, which all threads share.
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from meedge_ray.actors.serve_options import proxy_environment
 from meedge_ray.api.serving import ModelList
+from meedge_ray.bundle.files import write_atomically
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.controllers.rendering import (
@@ -23,7 +24,7 @@ from meedge_ray.operator.controllers.rendering import (
     plan_service,
     url_of,
 )
-from meedge_ray.operator.keeping.home import private_folder, write_private
+from meedge_ray.operator.keeping.home import private_folder
 from meedge_ray.operator.publishing import Condition
 from meedge_ray.operator.view import name_of
 from meedge_ray.operator.world import World
@@ -114,7 +115,7 @@ class ServiceController:
         if not path.exists():
             try:
                 private_folder(path.parent)
-                write_private(path, secrets.token_urlsafe(32))
+                write_atomically(path, secrets.token_urlsafe(32).encode(), private=True)
             except (MeedgeError, OSError) as error:
                 return Condition(
                     type="Ready", status="False", reason="TokenFileUnusable", message=str(error), warning=True

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from meedge_ray.operator.keeping.home import write_private
+from meedge_ray.bundle.files import write_atomically
 
 _VALID = datetime.timedelta(days=3650)
 
@@ -43,9 +43,9 @@ def make_certificate(certificate: Path, key: Path) -> None:
     )
     pem = serialization.Encoding.PEM
     form, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    write_private(key, server_key.private_bytes(pem, form, plain).decode())
+    write_atomically(key, server_key.private_bytes(pem, form, plain), private=True)
     # Last: where it is, the key is.
-    write_private(certificate, (server.public_bytes(pem) + authority.public_bytes(pem)).decode())
+    write_atomically(certificate, server.public_bytes(pem) + authority.public_bytes(pem), private=True)
 
 
 def _name(common: str) -> x509.Name:

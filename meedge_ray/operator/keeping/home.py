@@ -80,7 +80,7 @@ class Home:
         """The secret that lets nodes and jobs into the cluster; made at the first call."""
         path = self.path / "ray" / "token"
         if not path.exists():
-            write_private(path, secrets.token_hex(32))
+            write_atomically(path, secrets.token_hex(32).encode(), private=True)
         return path.read_text().strip()
 
     def ports(self) -> Ports:
@@ -92,7 +92,7 @@ class Home:
         content = self._config()
         if "ports" not in content:
             content["ports"] = asdict(_free_ports())
-            write_private(self.config_file, json.dumps(content, indent=2))
+            write_atomically(self.config_file, json.dumps(content, indent=2).encode(), private=True)
         try:
             return Ports(**{each.name: int(content["ports"][each.name]) for each in fields(Ports)})
         except (KeyError, TypeError, ValueError) as error:
@@ -189,19 +189,6 @@ def private_folder(path: Path) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise InvalidInputError("is no folder of yours", where=str(path), do="Remove it")
     path.chmod(0o700)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user can read, whole or not at all.
-
-    Raises:
-        UnavailableError: the file system refused.
-    """
-    before = os.umask(0o077)
-    try:
-        write_atomically(path, text.encode())
-    finally:
-        os.umask(before)
 
 
 def open_private(path: Path) -> BinaryIO:

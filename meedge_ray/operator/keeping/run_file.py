@@ -5,8 +5,9 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from meedge_ray.bundle.files import write_atomically
 from meedge_ray.domain.errors import UnavailableError
-from meedge_ray.operator.keeping.home import Home, write_private
+from meedge_ray.operator.keeping.home import Home
 from meedge_ray.operator.keeping.processes import ProcessId
 
 State = Literal["starting", "ready", "waiting", "failed", "stopped"]
@@ -64,7 +65,7 @@ def write_run(home: Home, run: Run) -> None:
     Raises:
         UnavailableError: the file system refused.
     """
-    write_private(home.run_file, json.dumps(asdict(run), indent=2))
+    write_atomically(home.run_file, json.dumps(asdict(run), indent=2).encode(), private=True)
 
 
 def read_run(home: Home) -> Run | None:

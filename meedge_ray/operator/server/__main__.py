@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
+from meedge_ray.bundle.files import write_atomically
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, UnavailableError
 from meedge_ray.operator.server.app import App
-from meedge_ray.operator.server.auth import ADMIN, Tokens, write_private
+from meedge_ray.operator.server.auth import ADMIN, Tokens
 from meedge_ray.operator.server.collector import Collector
 from meedge_ray.operator.server.errors import ApiError
 from meedge_ray.operator.server.listening import Server, listening, url_of
@@ -84,7 +85,7 @@ def _serve(options: argparse.Namespace) -> None:
         app = App(store, tokens.user)
         url = url_of(listener, options.host, tls=options.tls_cert is not None)
         server = Server(app, options.tls_cert, options.tls_key, f"meedge API server: {url}, home {home}")
-        write_private(home / "kubeconfig", _kubeconfig(url, tokens.admin, options.tls_cert))
+        write_atomically(home / "kubeconfig", _kubeconfig(url, tokens.admin, options.tls_cert), private=True)
         asyncio.run(_run(server, listener, store, options.event_ttl))
 
 

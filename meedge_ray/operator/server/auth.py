@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ class Tokens:
         self._folder = folder
         path = folder / ADMIN
         if not path.exists():
-            write_private(path, f"{secrets.token_urlsafe(32)}\n".encode())
+            write_atomically(path, f"{secrets.token_urlsafe(32)}\n".encode(), private=True)
         self.admin = _token(path)
         if len(self.admin) < _LEAST_CHARACTERS:
             raise InvalidInputError(
@@ -61,19 +60,6 @@ class Tokens:
             return {}  # the folder was taken away: nobody comes in
         tokens = {path.name: _token(path) for path in users if path.is_file()}
         return {user: _digest(token) for user, token in tokens.items() if len(token) >= _LEAST_CHARACTERS}
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only this user can read, whole or not at all.
-
-    Raises:
-        UnavailableError: the file system refused.
-    """
-    before = os.umask(0o077)
-    try:
-        write_atomically(path, data)
-    finally:
-        os.umask(before)
 
 
 def _token(path: Path) -> str:
