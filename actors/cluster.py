@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -46,6 +47,19 @@ _HEALTH_CHECKS = {
     "health_check_timeout_ms": 1000,
     "health_check_failure_threshold": 3,
 }
+
+
+def detached_on_head(name: str) -> dict[str, Any]:
+    """Return the options of an actor on the cluster's head, one of its name, that outlives its maker and comes back."""
+    return {
+        "name": name,
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "resources": {"node:__internal_head__": 0.001},
+        "num_cpus": 0,
+        "max_restarts": -1,
+    }
 
 
 @dataclass(frozen=True, slots=True)

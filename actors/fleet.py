@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, NAMESPACE, ROLE_LABEL
+from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, NAMESPACE, ROLE_LABEL, detached_on_head
 from meedge_ray.actors.device import DeviceSettings, detach_device, device_names, find_device, start_device
 from meedge_ray.domain.errors import MeedgeError, NotFoundError
 from meedge_ray.runtime.device import DeviceStatus
@@ -94,16 +94,7 @@ def _look(name: str, live: Collection[str]) -> FleetDevice:
 
 def start_fleet(settings: DeviceSettings) -> None:
     """Attach every edge node there is and will be, all with the same settings; a running fleet goes on as it is."""
-    options = ray.remote(Fleet).options(
-        name=_NAME,
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached",
-        resources={"node:__internal_head__": 0.001},
-        num_cpus=0,
-        max_restarts=-1,
-    )
-    options.remote(settings)
+    ray.remote(Fleet).options(**detached_on_head(_NAME)).remote(settings)
 
 
 def fleet_devices(*, timeout_s: float = 30.0) -> tuple[FleetDevice, ...]:

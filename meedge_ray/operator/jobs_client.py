@@ -5,7 +5,7 @@ process of a cluster, takes precedence over the address it is given.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -13,9 +13,8 @@ from urllib.parse import quote
 
 import httpx
 
-from meedge_ray.domain.errors import UnavailableError
+from meedge_ray.operator.dashboard import dashboard, unavailable
 
-_TIMEOUT_S = 15.0
 _EXISTS = "already exists"
 
 
@@ -40,6 +39,12 @@ class Job:
         """Whether nothing of it runs any more."""
         return self.state in ("STOPPED", "SUCCEEDED", "FAILED")
 
+    def is_lost(self, nodes: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether it went with its node, given `ray.nodes()`; Ray may say that it runs until another is submitted."""
+        if self.is_over or self.node_id is None:
+            return False
+        return not any(node["Alive"] and node["NodeID"] == self.node_id for node in nodes)
+
 
 class JobsClient:
     """Submits jobs, follows them and stops them. Thread-safe.
@@ -52,9 +57,7 @@ class JobsClient:
     """
 
     def __init__(self, url: str, token: str = "") -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        # Without the machine's proxies: the dashboard is no place on the internet.
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+        self._http = dashboard(url, token)
 
     def job(self, job_id: str) -> Job | None:
         """Return the job, None if the cluster knows none of that name."""
@@ -71,7 +74,7 @@ class JobsClient:
         body = {"submission_id": job_id, "entrypoint": shlex.join(command), "metadata": dict(metadata)}
         response = self._send("POST", "/api/jobs/", json=body, accept=(400, 500))
         if response.is_error and _EXISTS not in response.text:
-            raise _unavailable(f"POST {response.url}", _last_line(response.text))
+            raise unavailable(f"POST {response.url}", _last_line(response.text))
 
     def stop(self, job_id: str) -> None:
         """Tell the job to end, and kill it if it does not within some seconds; return at once."""
@@ -105,12 +108,12 @@ class JobsClient:
         try:
             response = self._http.request(method, path, json=json, params=params)
         except httpx.HTTPError as error:
-            raise _unavailable(f"{method} {self._http.base_url}{path}", str(error) or type(error).__name__) from error
+            raise unavailable(f"{method} {self._http.base_url}{path}", str(error) or type(error).__name__) from error
         # A dashboard that is still starting answers 404 as well, of the path and not of the job.
         is_of_the_job = response.status_code != 404 or "does not exist" in response.text
         if response.is_success or (response.status_code in accept and is_of_the_job):
             return response
-        raise _unavailable(f"{method} {response.url}", f"{response.status_code} {_last_line(response.text)}")
+        raise unavailable(f"{method} {response.url}", f"{response.status_code} {_last_line(response.text)}")
 
 
 def _path(job_id: str) -> str:
@@ -136,11 +139,3 @@ def _time(time_ms: int | None) -> datetime | None:
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1][:500] if lines else ""
-
-
-def _unavailable(where: str, why: str) -> UnavailableError:
-    return UnavailableError(
-        f"the Ray cluster's dashboard does not do what it is asked ({why})",
-        where=where,
-        do="Check that the cluster runs, and its token",
-    )

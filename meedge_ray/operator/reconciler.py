@@ -13,7 +13,7 @@ from pathlib import Path
 import kopf
 import ray
 
-from meedge_ray.actors.cluster import NAMESPACE
+from meedge_ray.actors.cluster import NAMESPACE, detached_on_head
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
 from meedge_ray.operator.controllers import devices, fleets, models, services
@@ -70,15 +70,7 @@ def start_reconciler(settings: OperatorSettings, *, timeout_s: float = 60.0) -> 
 
     It outlives its maker, and Ray starts it again when it dies.
     """
-    options = ray.remote(Reconciler).options(
-        name=_NAME,
-        namespace=NAMESPACE,
-        get_if_exists=True,
-        lifetime="detached",
-        resources={"node:__internal_head__": 0.001},
-        num_cpus=0,
-        max_restarts=-1,
-    )
+    options = ray.remote(Reconciler).options(**detached_on_head(_NAME))
     if ray.get(options.remote(settings).settings.remote(), timeout=timeout_s) != settings:
         stop_reconciler()
         ray.get(options.remote(settings).settings.remote(), timeout=timeout_s)

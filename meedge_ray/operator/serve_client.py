@@ -5,10 +5,9 @@ from typing import Any
 
 import httpx
 
-from meedge_ray.domain.errors import UnavailableError
+from meedge_ray.operator.dashboard import TIMEOUT_S, dashboard, unavailable
 
 _PATH = "/api/serve/applications/"
-_TIMEOUT_S = 15.0
 _DEPLOY_TIMEOUT_S = 90.0  # the first configuration starts Ray Serve itself
 
 
@@ -23,9 +22,7 @@ class ServeClient:
     """
 
     def __init__(self, url: str, token: str = "") -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        # Without the machine's proxies: the dashboard is no place on the internet.
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+        self._http = dashboard(url, token)
 
     def details(self) -> dict[str, Any]:
         """Return Ray's ServeInstanceDetails; without `proxies` where Ray Serve does not run."""
@@ -45,20 +42,12 @@ class ServeClient:
         self._http.close()
 
     def _send(
-        self, method: str, *, json: Mapping[str, Any] | None = None, timeout_s: float = _TIMEOUT_S
+        self, method: str, *, json: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S
     ) -> httpx.Response:
         try:
             response = self._http.request(method, _PATH, json=json, timeout=timeout_s)
         except httpx.HTTPError as error:
-            raise _unavailable(f"{method} {self._http.base_url}", str(error) or type(error).__name__) from error
+            raise unavailable(f"{method} {self._http.base_url}", str(error) or type(error).__name__) from error
         if response.is_error:
-            raise _unavailable(f"{method} {response.url}", f"{response.status_code} {response.text.strip()[-500:]}")
+            raise unavailable(f"{method} {response.url}", f"{response.status_code} {response.text.strip()[-500:]}")
         return response
-
-
-def _unavailable(where: str, why: str) -> UnavailableError:
-    return UnavailableError(
-        f"Ray Serve does not do what it is asked ({why})",
-        where=where,
-        do="Check that the cluster runs, and its token",
-    )

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import signal
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from api_process import ServerProcess, device
+from api_process import ServerProcess, device, serving
 
 from meedge_ray.operator.client.api_client import ApiClient
 from meedge_ray.operator.client.resources import DEVICES, EVENTS, NAMESPACES
@@ -24,10 +23,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path_factory.mktemp("home"))
-    server.start()
-    yield server
-    server.stop(signal.SIGKILL)
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_process import ServerProcess
+from api_process import ServerProcess, serving
 from real_operator import (
     HOST,
     Objects,
@@ -64,10 +64,8 @@ def ray_head() -> Iterator[RayHead]:
 
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path_factory.mktemp("home"))
-    server.start()
-    yield server
-    server.stop()
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_process import ServerProcess, device
+from api_process import ServerProcess, device, serving
 
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.operator.client.api_client import ApiClient, ConflictError, ExpiredError
@@ -21,10 +21,8 @@ _SPACES = itertools.count()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(tmp_path_factory.mktemp("home"))
-    server.start()
-    yield server
-    server.stop(signal.SIGKILL)
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -288,3 +288,13 @@ def test_any_change_of_the_spec_is_a_new_chance_for_what_failed() -> None:
 )
 def test_the_last_error_line_of_a_log_is_found(log: str, said: str | None) -> None:
     assert error_line(log) == said
+
+
+def test_a_job_that_says_it_runs_on_a_node_that_is_gone_is_lost():
+    alive, dead = {"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}
+    running = Job(id="one", state="RUNNING", message="", node_id="b")
+    assert running.is_lost([alive, dead])
+    assert running.is_lost([alive])
+    assert not running.is_lost([alive, {**dead, "Alive": True}])
+    assert not Job(id="one", state="PENDING", message="").is_lost([alive])  # on no node yet
+    assert not Job(id="one", state="FAILED", message="", node_id="b").is_lost([alive])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_process import ServerProcess
+from api_process import ServerProcess, serving
 from real_operator import condition, free_port
 from worlds import World as Model
 
@@ -56,10 +56,8 @@ class Desk:
 @pytest.fixture(scope="module")
 def lone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One that no running operator works on."""
-    server = ServerProcess(tmp_path_factory.mktemp("home"))
-    server.start()
-    yield server
-    server.stop()
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ import signal
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,17 @@ class ServerProcess:
                 **settings,
             }
         )
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[ServerProcess]:
+    """Run a server while the context lasts."""
+    server = ServerProcess(home)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(signal.SIGKILL)
 
 
 class Kubectl:

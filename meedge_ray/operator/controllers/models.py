@@ -122,11 +122,8 @@ class ModelController:
             self._submit(content, decision.submit, files)
 
     def _job(self, job_id: str) -> Job | None:
-        """Return the job, None as well where its node is gone: Ray says that it runs until the next is submitted."""
         job = self._world.jobs.job(job_id)
-        if job is None or job.is_over or job.node_id is None:
-            return job
-        return job if any(node["Alive"] and node["NodeID"] == job.node_id for node in ray.nodes()) else None
+        return None if job is not None and job.is_lost(ray.nodes()) else job
 
     def _submit(self, content: Object, stage: Stage, files: ModelFiles) -> None:
         name = name_of(content)

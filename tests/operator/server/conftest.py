@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_process import Kubectl, ServerProcess
+from api_process import Kubectl, ServerProcess, serving
 
 _NAMES = itertools.count()
 
@@ -16,10 +16,8 @@ _NAMES = itertools.count()
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The server that most tests share; each has a namespace of its own."""
-    server = ServerProcess(tmp_path_factory.mktemp("home"))
-    server.start()
-    yield server
-    server.stop()
+    with serving(tmp_path_factory.mktemp("home")) as server:
+        yield server
 
 
 @pytest.fixture
