@@ -19,7 +19,9 @@ import psutil
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from meedge_ray.actors.agents import stop_agents
 from meedge_ray.actors.waiting import eventually
+from meedge_ray.agent.places import RUN_DIR
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
 
 NAMESPACE = "meedge"
@@ -33,6 +35,7 @@ LOOPBACK = "127.0.0.2"
 _FOLDERS = Path("/tmp")  # noqa: S108 - made by mkdtemp, and short: paths of Unix sockets end at 107 bytes
 _HEAD_OBJECT_STORE_BYTES = 200_000_000
 _EDGE_OBJECT_STORE_BYTES = 80_000_000  # about the least Ray accepts; units travel over HTTP
+_RUN = "run"  # where a node's agent has its folder, within the node's
 _AGENT_MODULE = "ray.dashboard.optional_deps"
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _JOIN_TIMEOUT_S = 60.0
@@ -153,6 +156,7 @@ def _remove_orphans() -> None:
     for folder in _FOLDERS.glob("meedge-*-*"):
         pid = folder.name.split("-")[1]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            stop_agents(folder / _RUN)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -207,13 +211,14 @@ class EdgeNode:
         return (self._folder / "log").read_text(errors="replace")
 
     def stop(self) -> None:
-        """End the node; nothing happens where it has ended already."""
+        """End the node and its device's agent; nothing happens where it has ended already."""
         self.process.terminate()
         try:
             self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        stop_agents(self._folder / _RUN)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -231,7 +236,7 @@ def attach_edge_node(cluster: Cluster, device: str, *, labels: Mapping[str, str]
             where="device",
             do="Take up to 63 letters, digits, '-', '_' and '.', a letter or digit first and last",
         )
-    if _is_alive(device):
+    if is_alive(device):
         raise InvalidInputError(
             f"device {device!r} has a node already",
             where=cluster.address,
@@ -253,7 +258,7 @@ def _start(cluster: Cluster, device: str, labels: Mapping[str, str]) -> EdgeNode
                 *(sys.executable, "-m", "ray.scripts.scripts", *start_arguments(cluster, labels)),
                 *("--disable-usage-stats", "--log-style=record", "--log-color=false", f"--temp-dir={folder}"),
             ],
-            env={**os.environ, **cluster.environment},
+            env={**os.environ, **cluster.environment, RUN_DIR: str(folder / _RUN)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -280,8 +285,8 @@ def start_arguments(cluster: Cluster, labels: Mapping[str, str]) -> list[str]:
 
 
 def _wait_until_alive(node: EdgeNode) -> None:
-    eventually(lambda: _is_alive(node.device) or node.process.poll() is not None, timeout_s=_JOIN_TIMEOUT_S)
-    if not _is_alive(node.device):
+    eventually(lambda: is_alive(node.device) or node.process.poll() is not None, timeout_s=_JOIN_TIMEOUT_S)
+    if not is_alive(node.device):
         raise UnavailableError(
             f"the node of device {node.device!r} did not join",
             where=f"ray start, exit status {node.process.poll()}",
@@ -289,5 +294,6 @@ def _wait_until_alive(node: EdgeNode) -> None:
         )
 
 
-def _is_alive(device: str) -> bool:
+def is_alive(device: str) -> bool:
+    """Return whether the device has a live node."""
     return any(node["Alive"] and node["Labels"].get(DEVICE_LABEL) == device for node in ray.nodes())

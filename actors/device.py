@@ -1,24 +1,26 @@
-"""A device on a Ray edge node: an actor around the device runtime, and the handle to speak with it."""
+"""A device on a Ray edge node: an actor that keeps its agent running and relays, and the handle to speak with it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Lock
+from dataclasses import dataclass
+from threading import Event, Lock, Thread
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE
+from meedge_ray.actors.agents import running_agent, stop_agent
+from meedge_ray.actors.cluster import DEVICE_LABEL, NAMESPACE, is_alive
 from meedge_ray.actors.waiting import eventually
-from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
-from meedge_ray.bundle.store import UnitStore
+from meedge_ray.agent.client import AgentClient
+from meedge_ray.agent.places import place_of
+from meedge_ray.agent.problems import error_of
+from meedge_ray.agent.status import AgentStatus, MemoryState
+from meedge_ray.api.agent import AgentSettings, DeviceSettings
 from meedge_ray.domain.answer import Answer
+from meedge_ray.domain.device_status import DeviceStatus
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
-from meedge_ray.runtime.client import ServiceClient
-from meedge_ray.runtime.device import Device, DeviceStatus
-from meedge_ray.runtime.exit_planning import Planning
 
 # Beside inferences, which run one after the other: a budget must not wait for them.
 _CONTROL = "control"
@@ -26,54 +28,42 @@ _CONTROL = "control"
 _REPORT = "report"
 _PREFIX = "device-"
 _DETACH_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceSettings:
-    """What a device runs. `memory_bytes` is its first budget, and the one after a restart; `cache_dir` is on it.
-
-    `planning`, `horizon_ms` and `distribution` are those of `Device`.
-    """
-
-    base_url: str
-    token: str = field(repr=False)
-    model: str
-    cache_dir: str
-    memory_bytes: int
-    planning: Planning = "auto"
-    horizon_ms: float | None = None
-    distribution: TimeDistribution = UNIFORM
-    threads: int = 1
+_STOP_TIMEOUT_S = 2.0
+_LOOK_S = 0.25  # at the agent, which may have been killed
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReport:
-    """How a device's actor stands, said at once.
+    """How a device stands, said at once.
 
     `status` is None before the model is loaded. `busy` says that it is being loaded or placed, `problem` why that
-    failed the last time, None if it did not.
+    failed the last time, None if it did not. `memory` is what its agent finds there is, None before that runs.
     """
 
     settings: DeviceSettings
     status: DeviceStatus | None
     busy: bool
     problem: MeedgeError | None
+    memory: MemoryState | None = None
 
 
 class DeviceActor:
-    """Owns one device's runtime, loaded at the first call.
+    """Keeps one device's agent running, which owns the model; the agent goes on when the actor, or Ray, is gone.
 
-    Not in the constructor: an actor whose constructor fails is never started again, and a service that is away
-    while a node comes back is no reason to lose the device.
+    The agent starts at the first call, and not in the constructor: an actor whose constructor fails is never started
+    again, and a node that is short of something for a moment is no reason to lose the device.
     """
 
-    def __init__(self, settings: DeviceSettings) -> None:
+    def __init__(self, name: str, settings: DeviceSettings) -> None:
         self._settings = settings
-        self._memory_bytes = settings.memory_bytes
+        self._agent_settings = AgentSettings(device=name, **settings.model_dump())
         self._starting = Lock()
-        self._device: Device | None = None
+        self._client: AgentClient | None = None
         self._noting, self._at_work = Lock(), 0
         self._problem: MeedgeError | None = None
+        self._ended = Event()
+        Thread(target=self._watch, name="agent", daemon=True).start()
 
     def settings(self) -> DeviceSettings:
         """Return what the actor was started with."""
@@ -81,20 +71,26 @@ class DeviceActor:
 
     def infer(self, sample: Any, deadline_ms: float | None = None) -> Answer:  # noqa: ANN401 - as Device.infer
         """Answer for one raw sample; see `Device.infer`."""
-        return self._running().infer(sample, deadline_ms=deadline_ms)
+        if self._client is None:
+            self.status()  # loads the model
+        return self._agent().infer(sample, deadline_ms=deadline_ms)
 
     def set_memory(self, memory_bytes: int) -> DeviceStatus:
         """Place anew for another budget; see `Device.set_memory`."""
-        self._memory_bytes = memory_bytes
+        self._agent_settings = self._agent_settings.model_copy(update={"memory_bytes": memory_bytes})
         with self._noted():
-            is_placed = self._device is not None
-            device = self._running()
-            return device.set_memory(memory_bytes) if is_placed else device.status()
+            agent = self._agent()
+            if agent.status().running is None:
+                # It is loading for another budget, or has failed to.
+                agent.set_memory(memory_bytes)
+                return self._loaded(agent)
+            status = agent.set_memory(memory_bytes).running
+            return status if status is not None else self._loaded(agent)
 
     def status(self) -> DeviceStatus:
-        """Return what the device does now."""
+        """Return what the device does now, when its model is loaded."""
         with self._noted():
-            return self._running().status()
+            return self._loaded(self._agent())
 
     def place(self, memory_bytes: int) -> None:
         """Do as `set_memory` does, for those who do not wait for it: the report tells what came of it."""
@@ -102,13 +98,29 @@ class DeviceActor:
             self.set_memory(memory_bytes)
 
     def report(self) -> DeviceReport:
-        """Return how the actor stands, without loading anything or waiting for what is being loaded."""
+        """Return how the device stands, without starting anything or waiting for what is being loaded."""
+        said: AgentStatus | None = None
+        if self._client is not None:
+            with suppress(MeedgeError):
+                said = self._client.status()
+        problem = self._problem
+        if said is not None and said.problem is not None:
+            problem = error_of(said.problem)
         return DeviceReport(
             settings=self._settings,
-            status=self._device.status() if self._device else None,
-            busy=self._at_work > 0,
-            problem=self._problem,
+            status=None if said is None else said.running,
+            busy=self._at_work > 0 or (said is not None and said.busy),
+            problem=problem,
+            memory=None if said is None else said.memory,
         )
+
+    def stop(self) -> None:
+        """End the agent: the device is detached."""
+        self._ended.set()
+        with self._starting:
+            if self._client is not None:
+                self._client.close()
+            stop_agent(place_of(self._agent_settings.device))
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
@@ -128,31 +140,33 @@ class DeviceActor:
                 self._at_work -= 1
                 self._problem = problem
 
-    def _running(self) -> Device:
-        with self._starting:
-            if self._device is None:
-                self._device = self._start()
-            return self._device
+    def _loaded(self, agent: AgentClient) -> DeviceStatus:
+        while True:
+            said = agent.status()
+            if not said.busy and said.running is not None:
+                return said.running
+            if not said.busy and said.problem is not None:
+                raise error_of(said.problem)
+            time.sleep(_POLL_S)
 
-    def _start(self) -> Device:
-        settings = self._settings
-        client = ServiceClient(settings.base_url, settings.token)
-        try:
-            store = UnitStore(Path(settings.cache_dir).expanduser())
-            device = Device(
-                client,
-                store,
-                settings.model,
-                horizon_ms=settings.horizon_ms,
-                distribution=settings.distribution,
-                planning=settings.planning,
-                threads=settings.threads,
-            )
-            device.set_memory(self._memory_bytes)
-        except BaseException:
-            client.close()
-            raise
-        return device
+    def _agent(self) -> AgentClient:
+        with self._starting:
+            if self._client is None:
+                self._client = running_agent(self._agent_settings)
+            return self._client
+
+    def _watch(self) -> None:
+        # An agent that was killed is started again; one that a former actor started is adopted.
+        place = place_of(self._agent_settings.device)
+        while not self._ended.wait(_LOOK_S):
+            was_started = self._client is not None or place.record() is not None
+            if not was_started or (self._client is not None and place.is_listened_to()):
+                continue
+            with self._starting, suppress(MeedgeError):
+                if not self._ended.is_set():
+                    former, self._client = self._client, running_agent(self._agent_settings)
+                    if former is not None:
+                        former.close()
 
 
 _Actor = ray.remote(concurrency_groups={_CONTROL: 2, _REPORT: 1})(DeviceActor)
@@ -244,7 +258,7 @@ def start_device(name: str, settings: DeviceSettings) -> RemoteDevice:
         num_cpus=0,
         max_restarts=-1,
     )
-    return RemoteDevice(name, options.remote(settings))
+    return RemoteDevice(name, options.remote(name, settings))
 
 
 def attach_device(name: str, settings: DeviceSettings, *, timeout_s: float = 60.0) -> RemoteDevice:
@@ -288,12 +302,17 @@ def find_device(name: str) -> RemoteDevice:
 
 
 def end_device(name: str) -> None:
-    """End the device's actor without waiting until it is gone; the units it cached stay.
+    """End the device's agent and actor without waiting until they are gone; the units it cached stay.
+
+    An agent whose node is away goes on, and is adopted when a device of that name is attached to it again.
 
     Raises:
         NotFoundError: no device of that name is attached.
     """
-    ray.kill(find_device(name).actor)
+    actor = find_device(name).actor
+    if is_alive(name):
+        ray.wait([actor.stop.options(concurrency_group=_REPORT).remote()], timeout=_STOP_TIMEOUT_S)
+    ray.kill(actor)
 
 
 def detach_device(name: str) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import ray
 
 from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, NAMESPACE, ROLE_LABEL, detached_on_head
-from meedge_ray.actors.device import DeviceSettings, detach_device, device_names, find_device, start_device
+from meedge_ray.actors.device import detach_device, device_names, find_device, start_device
+from meedge_ray.api.agent import DeviceSettings
+from meedge_ray.domain.device_status import DeviceStatus
 from meedge_ray.domain.errors import MeedgeError, NotFoundError
-from meedge_ray.runtime.device import DeviceStatus
 
 _NAME = "fleet"
 _PERIOD_S = 1.0  # a look at the nodes takes 0.3 ms

@@ -229,7 +229,7 @@ class _Timed:
         self._planner = planner
         self.times_us: list[float] = []
 
-    def begin(self) -> "_TimedDecisions":
+    def begin(self, deadline_ms: float | None = None) -> "_TimedDecisions":
         return _TimedDecisions(self._planner.begin(), self.times_us)
 
 

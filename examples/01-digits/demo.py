@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 
 from meedge_ray.actors.cluster import Cluster, attach_edge_node, cluster
-from meedge_ray.actors.device import DeviceSettings, RemoteDevice, find_device
+from meedge_ray.actors.device import RemoteDevice, find_device
+from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.actors.fleet import fleet_devices, start_fleet, stop_fleet
 from meedge_ray.actors.serving import run_service, stop_service
 from meedge_ray.actors.waiting import eventually
@@ -74,7 +75,7 @@ def live_on_the_edge(head: Cluster, directory: Path, bundle: Bundle, console: Co
     test = load_data(Data.model_validate(dict(bundle.data)), HERE).test
     with tempfile.TemporaryDirectory(prefix="meedge-cache-") as cache_dir:
         settings = DeviceSettings(
-            base_url=url, token=token, model=bundle.model, cache_dir=cache_dir, memory_bytes=budgets[0]
+            service_url=url, token=token, model=bundle.model, cache_dir=cache_dir, memory_bytes=budgets[0]
         )
         start_fleet(settings)
         try:

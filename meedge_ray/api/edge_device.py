@@ -4,7 +4,9 @@ import re
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
+from meedge_ray.api.agent import MemoryPolicy
 from meedge_ray.api.fields import (
     IMMUTABLE,
     MOST,
@@ -23,6 +25,11 @@ from meedge_ray.api.fields import (
 )
 from meedge_ray.api.time_distribution import TimeDistribution
 
+_POLICY = {
+    "hysteresis": "hysteresis",
+    "grow_after_s": "growAfterSeconds",
+    "pressure": "pressure",
+}
 _CAMEL = {
     "edges_ms": "edgesMilliseconds",
     "mean_ms": "meanMilliseconds",
@@ -77,12 +84,75 @@ class TimeDistributionSpec(Spec):
         return TimeDistribution.model_validate({"histogram": histogram, "normal": normal})
 
 
+class MemoryPolicySpec(Spec):
+    """How a device holds itself within the memory that its group and its machine leave it."""
+
+    headroom: Quantity = Field(default="8Mi", description="kept free, for the answers under way and sudden falls")
+    hysteresis: Decimal = Field(
+        default="0.05", description="share of the limit that must be free beyond the headroom to load units"
+    )
+    grow_after_seconds: Decimal = Field(default="1", description="free for so long before units are loaded")
+    pressure: Decimal = Field(
+        default="0.2", description="share of time stalled for memory above which some is given back"
+    )
+
+    @model_validator(mode="after")
+    def _is_a_policy(self) -> Self:
+        try:
+            self.policy(headroom_bytes=0)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            field = tuple(_POLICY.get(str(part), str(part)) for part in problem["loc"])
+            raise FieldError(field, problem["msg"]) from None
+        return self
+
+    def policy(self, headroom_bytes: int) -> MemoryPolicy:
+        """Return it as devices speak of it, given what `headroom` says in bytes."""
+        return MemoryPolicy(
+            headroom_bytes=headroom_bytes,
+            hysteresis=float(self.hysteresis),
+            grow_after_s=float(self.grow_after_seconds),
+            pressure=float(self.pressure),
+        )
+
+
+class MemoryAt(Spec):
+    """A budget that begins at a time of every day."""
+
+    at: str = Field(
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$", description='the device\'s local time, such as "22:30"'
+    )
+    memory: Quantity = Field(description="budget from then on")
+
+
 class DeviceTemplate(Spec):
     """What a device runs, and within what bounds."""
 
     service_ref: Reference = Field(description="the ElasticService that it asks for placements and units")
     model_ref: Reference = Field(description="the ElasticModel that it runs, one of those the service serves")
     memory: Quantity = Field(description="budget of its units, backbone and branches, such as 2Mi")
+    memory_policy: MemoryPolicySpec = Field(
+        default_factory=MemoryPolicySpec, description="how it keeps within what there is, which may be less"
+    )
+    memory_schedule: tuple[MemoryAt, ...] = Field(
+        default=(), max_length=96, description="budgets by the time of day; what they want is fetched ahead"
+    )
+    mode: Literal["anytime", "finiteTime"] = Field(
+        default="anytime",
+        description="anytime: an inference may be ended at an unknown moment; finiteTime: its deadline is known, and "
+        "it is planned for that",
+    )
+    latency_milliseconds: Decimal | None = Field(
+        default=None, description="deadline of an inference that names none. Default: it runs to its end"
+    )
+    transfer_milliseconds: Decimal | None = Field(
+        default=None,
+        description="time until a new placement must be complete: no more is placed than the link can carry by then. "
+        "Default: as long as it takes",
+    )
+    device_type: Text | None = Field(
+        default=None, description="whose profile its placements and plans are by. Default: the only one there is"
+    )
     planning: Literal["auto", "static", "samplewise"] = Field(
         default="auto",
         description="how the branches to run are chosen: static, one plan for all samples; samplewise, anew for every "
@@ -100,9 +170,11 @@ class DeviceTemplate(Spec):
     )
 
     @model_validator(mode="after")
-    def _some_horizon(self) -> Self:
-        if self.horizon_milliseconds is not None and not float(self.horizon_milliseconds):
-            raise FieldError(("horizonMilliseconds",), "must be above 0")
+    def _some_time(self) -> Self:
+        for name in ("horizon_milliseconds", "latency_milliseconds", "transfer_milliseconds"):
+            value = getattr(self, name)
+            if value is not None and not float(value):
+                raise FieldError((to_camel(name),), "must be above 0")
         return self
 
     def distribution(self) -> TimeDistribution:
@@ -140,6 +212,9 @@ class EdgeDeviceStatus(Status):
     heartbeat_time: Time | None = Field(default=None, description="when the device last answered")
     node: DeviceNode | None = Field(default=None, description="where it runs; null: its node is away")
     memory_bytes: int | None = Field(default=None, ge=0, le=MOST_BYTES, description="its budget now")
+    allowed_bytes: int | None = Field(
+        default=None, ge=0, le=MOST_BYTES, description="what its units may take of that, with the memory there is now"
+    )
     resident_bytes: int | None = Field(default=None, ge=0, le=MOST_BYTES, description="units in memory, in all")
     process_rss_bytes: int | None = Field(
         default=None, ge=0, le=MOST_BYTES, description="resident memory of its process, the runtime included"

@@ -45,6 +45,26 @@ def write_atomically(path: Path, data: bytes, *, private: bool = False) -> None:
         ) from error
 
 
+def move_atomically(source: Path, target: Path) -> None:
+    """Move a file of the same file system so that a reader, a crash or a power cut sees it whole or not at all.
+
+    Raises:
+        UnavailableError: the file system refused; the file is at one of both places.
+    """
+    try:
+        with source.open("rb") as file:
+            os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot move the file ({error.strerror})",
+            where=str(target),
+            do="Free space or fix the permissions",
+        ) from error
+
+
 def _sync_folder(folder: Path) -> None:
     # Without it a power cut can lose the rename although the file's bytes are safe.
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,13 +1,14 @@
 """Units as files named by the hash of their bytes; nothing is read without checking it."""
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from meedge_ray.bundle.files import TEMPORARY_PREFIX, write_atomically
+from meedge_ray.bundle.files import TEMPORARY_PREFIX, move_atomically, write_atomically
 from meedge_ray.domain.elastic import Unit
 from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError, UnavailableError
 
@@ -66,6 +67,14 @@ class UnitStore:
             write_atomically(self.path(unit.sha256), data)
         return unit
 
+    def adopt(self, source: Path, sha256: str) -> None:
+        """Take over a file that the caller has verified to be this unit, in place of a damaged one if there is one.
+
+        Raises:
+            UnavailableError: the file system refused, or the file is not of the store's own.
+        """
+        move_atomically(source, self.path(sha256))
+
     def read(self, sha256: str) -> bytes:
         """Return the unit's bytes, verified.
 
@@ -104,6 +113,10 @@ class UnitStore:
             return path.stat().st_size
         except FileNotFoundError as error:
             raise _not_held(sha256, path) from error
+
+    def holds(self, sha256: str) -> bool:
+        """Return whether the unit is in the store, unverified; for a few units much cheaper than `held`."""
+        return is_sha256(sha256) and os.path.exists(f"{self.root}/{sha256[:2]}/{sha256}{_SUFFIX}")  # noqa: PTH110 - 3 times faster
 
     def held(self) -> frozenset[str]:
         """Return the names of all units in the store, unverified."""

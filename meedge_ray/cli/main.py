@@ -9,6 +9,7 @@ import typer
 
 from meedge_ray.cli import (
     adapting,
+    agent,
     applying,
     bundles,
     describing,
@@ -40,6 +41,7 @@ app.command()(bundles.infer)
 app.command()(bundles.evaluate)
 app.command()(adapting.adapt)
 app.command()(serving.serve)
+app.add_typer(agent.app)
 app.command()(operator_up.up)
 app.command()(operator_up.down)
 app.command()(operator_status.status)

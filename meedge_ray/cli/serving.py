@@ -64,7 +64,7 @@ def serve(
             planner_for(plan.value, bundle, placer.profile, (), predictor, horizon_ms=placer.horizon_ms, law=placer.law)
     with extra("ray"):
         from meedge_ray.actors.cluster import LOOPBACK, cluster
-        from meedge_ray.actors.device import DeviceSettings
+        from meedge_ray.api.agent import DeviceSettings
         from meedge_ray.actors.fleet import start_fleet, stop_fleet
         from meedge_ray.actors.serving import run_service, stop_service
     given = os.environ.get("MEEDGE_TOKEN")
@@ -76,7 +76,7 @@ def serve(
         if memory_bytes is not None:
             start_fleet(
                 DeviceSettings(
-                    base_url=url,
+                    service_url=url,
                     token=token,
                     model=bundle.model,
                     cache_dir=cache_dir,

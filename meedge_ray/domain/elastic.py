@@ -147,6 +147,10 @@ class Profile:
         """Time of the whole backbone without any branch."""
         return sum(self.block_ms)
 
+    def result_ms(self, exit_index: int, branches: Iterable[str]) -> float:
+        """Return when the result of an exit comes, after these branches were run, its own among them."""
+        return sum(self.block_ms[: exit_index + 1]) + sum(self.branch_ms[name] for name in branches)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:

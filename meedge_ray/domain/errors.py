@@ -42,6 +42,12 @@ class BudgetError(InvalidInputError):
     """A memory or latency budget that not even the bare backbone can meet."""
 
 
+class CredentialError(InvalidInputError):
+    """What somebody bears does not let them in: it is missing, of somebody else, expired, or replaced."""
+
+    http_status = 401
+
+
 class PartitionError(InvalidInputError):
     """A model that cannot be cut into a chain of blocks; `where` names the node."""
 

@@ -1,74 +1,223 @@
 """What a device keeps on its disk: units, and the manifest to go on with when the server is away."""
 
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from threading import Lock
 from urllib.parse import quote
 
-from meedge_ray.api.serving import UnitBody
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.manifest import bundle_json, parse_bundle
 from meedge_ray.bundle.store import UnitStore
-from meedge_ray.domain.elastic import Bundle, Unit
-from meedge_ray.domain.errors import IntegrityError, NotFoundError, UnavailableError
+from meedge_ray.domain.elastic import Bundle, Unit, distinct_units
+from meedge_ray.domain.errors import IntegrityError, MeedgeError, NotFoundError, UnavailableError
 from meedge_ray.runtime.client import ServiceClient
+from meedge_ray.runtime.downloads import Download, LinkRate, RateLimit, giving_way
+
+# Nobody goes on with these: the model was rebuilt meanwhile.
+_STALE_PARTIAL_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a download of several units is; bytes that an earlier process left count as received."""
+
+    units: int
+    units_done: int
+    size_bytes: int
+    received_bytes: int
 
 
 class Cache:
-    """What a device keeps on its disk, so that it can go on, and even start, without the server."""
+    """What a device keeps on its disk, so that it can go on, and even start, without the server.
 
-    def __init__(self, client: ServiceClient, store: UnitStore) -> None:
+    A disk that is full or read-only takes nothing from a device but this: what is fetched is handed over all the same,
+    and what is held already stays. `problem` is the trouble the disk made when something was last to be kept.
+    Thread-safe; any number of processes may share the folder.
+    """
+
+    def __init__(self, client: ServiceClient, store: UnitStore, *, rate_limit_bps: float | None = None) -> None:
+        """Open the cache in the store's folder; unfinished downloads that are a week old are removed.
+
+        Args:
+            client: the placement service.
+            store: where units are kept; downloads lie beside them until they are whole.
+            rate_limit_bps: the most that downloads take of the link.
+        """
         self.client = client
         self.store = store
         self.fetched_bytes = 0
-        self.rate_bps: float | None = None  # of the last transmission
+        self.problem: MeedgeError | None = None
+        self._rate = LinkRate()
+        self._limit = None if rate_limit_bps is None else RateLimit(rate_limit_bps)
+        self._downloading = Lock()
+        self._unkept: dict[str, bytes] = {}
+        self._damaged: set[str] = set()  # and the disk does not let them be removed
+        self._remove_stale_partials()
+
+    @property
+    def rate_bps(self) -> float | None:
+        """The link's rate as measured last, see `LinkRate`; None before anything was fetched."""
+        return self._rate.bps
 
     def bundle(self, model: str) -> Bundle:
         """Return the service's bundle of the model, the kept one while the service is away.
 
         Raises:
-            UnavailableError: the service is away and the bundle was never fetched.
+            UnavailableError: the service is away and the bundle was never fetched, or cannot be read.
             MeedgeError: whatever else the service answers.
         """
         path = self._bundle_path(model)
         try:
             bundle = self.client.bundle(model)
         except UnavailableError:
-            if not path.exists():
+            kept = _read(path)
+            if kept is None:
                 raise
-            return parse_bundle(path.read_bytes(), where=str(path))
-        write_atomically(path, bundle_json(bundle))
+            return parse_bundle(kept, where=str(path))
+        data = bundle_json(bundle)
+        if _read(path) != data:
+            try:
+                write_atomically(path, data)
+                self.problem = None
+            except UnavailableError as error:
+                self.problem = error
         return bundle
+
+    def held(self, units: Iterable[Unit]) -> frozenset[str]:
+        """Return the SHA-256 of those of these units that `stored` has; files are not verified."""
+        return frozenset(
+            unit.sha256
+            for unit in units
+            if unit.sha256 in self._unkept or (unit.sha256 not in self._damaged and self.store.holds(unit.sha256))
+        )
 
     def stored(self, unit: Unit) -> bytes:
         """Return a held unit's verified bytes; a damaged one is removed, for nothing else can be done with it.
 
+        A unit that the disk did not take is handed over once: then the caller has it in memory.
+
         Raises:
             NotFoundError: it is not held.
             IntegrityError: it was damaged.
+            UnavailableError: the disk cannot be read.
         """
-        try:
-            return self.store.read(unit.sha256)
-        except IntegrityError:
-            self.store.discard(unit.sha256)
-            raise
+        unkept = self._unkept.pop(unit.sha256, None)
+        return self._read(unit) if unkept is None else unkept
 
     def ensure(self, unit: Unit) -> bytes:
         """Return the unit's verified bytes, fetched and kept if it was not held whole.
+
+        If the disk does not take it, `stored` has it once more, until `release`.
 
         Raises:
             UnavailableError: it is not held and the service is away.
             MeedgeError: whatever else the service answers.
         """
         try:
-            return self.stored(unit)
-        except (NotFoundError, IntegrityError):
-            pass
-        start = perf_counter()
-        data = self.client.fetch_unit(UnitBody(sha256=unit.sha256, size_bytes=unit.size_bytes))
-        self.rate_bps = len(data) * 8 / (perf_counter() - start)
-        self.fetched_bytes += len(data)
-        self.store.put(data)
-        return data
+            return self._at_hand(unit)
+        except (NotFoundError, IntegrityError, UnavailableError):
+            giving_way(lambda: self._fetch(unit, _ignore))
+        return self._at_hand(unit)
+
+    def ensure_all(self, units: Iterable[Unit], progress: Callable[[Progress], None] = lambda _: None) -> None:
+        """Fetch and keep those of the units that are not held whole, in order, over one connection.
+
+        Args:
+            units: afterwards `stored` has each of them.
+            progress: told after every chunk, in another thread. Whatever it raises ends the download; what has come
+                stays for the next time.
+
+        Raises:
+            UnavailableError: the service is away; the units before the one it failed at are kept.
+            MeedgeError: whatever else the service answers.
+        """
+        missing = [unit for unit in distinct_units(units) if not self._has(unit)]
+        if missing:
+            giving_way(lambda: self._fetch_all(missing, progress))
+
+    def release(self) -> None:
+        """Let go of the units that the disk did not take, which are in memory for a caller that does not come."""
+        self._unkept.clear()
+
+    def _has(self, unit: Unit) -> bool:
+        try:
+            self._at_hand(unit)
+        except (NotFoundError, IntegrityError, UnavailableError):
+            return False
+        return True
+
+    def _at_hand(self, unit: Unit) -> bytes:
+        unkept = self._unkept.get(unit.sha256)
+        return self._read(unit) if unkept is None else unkept
+
+    def _read(self, unit: Unit) -> bytes:
+        try:
+            return self.store.read(unit.sha256)
+        except IntegrityError:
+            try:
+                self.store.discard(unit.sha256)
+            except UnavailableError as error:
+                self._damaged.add(unit.sha256)
+                self.problem = error
+            raise
+
+    def _fetch_all(self, units: list[Unit], progress: Callable[[Progress], None]) -> None:
+        size_bytes = sum(unit.size_bytes for unit in units)
+        done_bytes = 0
+        for done, unit in enumerate(units):
+
+            def told(received_bytes: int, done: int = done, done_bytes: int = done_bytes) -> None:
+                progress(Progress(len(units), done, size_bytes, done_bytes + received_bytes))
+
+            self._fetch(unit, told)
+            done_bytes += unit.size_bytes
+        progress(Progress(len(units), len(units), size_bytes, size_bytes))
+
+    def _fetch(self, unit: Unit, told: Callable[[int], None]) -> None:
+        partial = self._partials / unit.sha256
+        with self._downloading, closing(Download(unit.sha256, unit.size_bytes, partial)) as download:
+            if self._has(unit):
+                return  # fetched by another thread, which this one waited for
+
+            def arrived(size_bytes: int) -> None:
+                self.fetched_bytes += size_bytes
+                told(download.size_bytes)
+
+            start, before_bytes = time.perf_counter(), self.fetched_bytes
+            self.client.receive(download, limit=self._limit, arrived=arrived)
+            self._rate.add(self.fetched_bytes - before_bytes, time.perf_counter() - start)
+            try:
+                download.keep(self.store)
+            except UnavailableError as error:
+                self._unkept[unit.sha256] = download.data()
+                self.problem = error
+            else:
+                self._damaged.discard(unit.sha256)
+                self.problem = None
+
+    @property
+    def _partials(self) -> Path:
+        return self.store.root / "partial"
+
+    def _remove_stale_partials(self) -> None:
+        for path in self._partials.glob("*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE_PARTIAL_S:
+                    path.unlink()
 
     def _bundle_path(self, model: str) -> Path:
         return self.store.root / "bundles" / f"{quote(model, safe='')}.json"
+
+
+def _ignore(_received_bytes: int) -> None:
+    pass
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

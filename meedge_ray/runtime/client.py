@@ -1,26 +1,34 @@
 """The placement service seen from a device: every answer checked, broken downloads resumed."""
 
+import re
+import socket
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from meedge_ray.api.devices import CredentialBody, HeartbeatAnswer, Registration
 from meedge_ray.api.serving import ErrorBody, ModelList, PlacementRequest, PlacementResponse, UnitBody
 from meedge_ray.bundle.manifest import parse_bundle
 from meedge_ray.bundle.store import sha256_of
 from meedge_ray.domain.elastic import Bundle
 from meedge_ray.domain.errors import (
+    CredentialError,
     IntegrityError,
     InvalidInputError,
     MeedgeError,
     NotFoundError,
     UnavailableError,
 )
+from meedge_ray.runtime.downloads import Download, RateLimit
+from meedge_ray.runtime.trust import distrust, trusting
 
 # Pauses before a broken transmission is taken up again; when they are used up the server counts as away.
 BACK_OFF_S = (0.05, 0.2, 0.5)
@@ -31,6 +39,8 @@ _ADVICE: dict[int, str] = {
     HTTPStatus.FORBIDDEN: "Give the token the service was started with",
     HTTPStatus.NOT_FOUND: "Check the URL of the service",
 }
+
+_TOKEN = re.compile(r"[!-~]*")
 
 _BodyT = TypeVar("_BodyT", bound=BaseModel)
 
@@ -43,20 +53,28 @@ class ServiceClient:
     for bytes that are not what they are named.
     """
 
-    def __init__(self, base_url: str, token: str = "", *, timeout_s: float = 10.0) -> None:
+    def __init__(self, base_url: str, token: str = "", *, ca_file: Path | None = None, timeout_s: float = 10.0) -> None:
         """Prepare for the service at `base_url`, such as `https://host:8000`; nothing is sent yet.
 
+        Args:
+            base_url: http or https.
+            token: the bearer token that the service asks for.
+            ca_file: certificates, as PEM, of the authorities that alone may vouch for an https service; None takes
+                the public ones.
+            timeout_s: the longest that a connection, or an answer's next bytes, may take.
+
         Raises:
-            InvalidInputError: that is no HTTP URL.
+            InvalidInputError: that is no HTTP URL, no token, or no such file.
         """
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             url = httpx.URL(base_url)
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
         except (httpx.InvalidURL, UnicodeError) as error:
             raise _bad_url(base_url) from error
         if url.scheme not in ("http", "https") or not url.host:
             raise _bad_url(base_url)
+        self.renew_token(token)
+        verify = _trusted(url, ca_file)
+        self._http = httpx.Client(base_url=url, auth=self._with_token, verify=verify, timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +85,20 @@ class ServiceClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def renew_token(self, token: str) -> None:
+        """Send this token from the next request on.
+
+        Raises:
+            InvalidInputError: it has characters that no header takes; the former one stays.
+        """
+        if not _TOKEN.fullmatch(token):
+            raise InvalidInputError(
+                "the token has blanks, line ends or other characters that cannot be sent",
+                where="token",
+                do="Give it as the service shows it, in one line",
+            )
+        self._token = token
 
     def models(self) -> ModelList:
         """Return every served model."""
@@ -89,54 +121,103 @@ class ServiceClient:
         response = self._send("POST", path, body=request.model_dump_json(exclude_none=True))
         return self._parsed(response, PlacementResponse)
 
+    def register(self, device: str, registration: Registration) -> CredentialBody:
+        """Register a device without Ray, bearing the enrolment token, and return what it bears from then on."""
+        return self._parsed(self._send("POST", _device(device), body=registration.model_dump_json()), CredentialBody)
+
+    def renew_credential(self, device: str) -> CredentialBody:
+        """Return the credential that takes the place of the one that is borne."""
+        return self._parsed(self._send("POST", f"{_device(device)}/credential"), CredentialBody)
+
+    def heartbeat(self, device: str, status: str) -> HeartbeatAnswer:
+        """Say how a device is, which is JSON of a `Heartbeat`, and return what it is to do."""
+        return self._parsed(self._send("PUT", f"{_device(device)}/status", body=status), HeartbeatAnswer)
+
     def fetch_unit(self, unit: UnitBody) -> bytes:
         """Return the unit's bytes, verified; a transmission that breaks off goes on where it broke."""
-        path = f"/v1/units/{unit.sha256}"
-        received = bytearray()
+        download = Download(unit.sha256, unit.size_bytes)
+        self.receive(download)
+        return download.data()
+
+    def receive(
+        self,
+        download: Download,
+        *,
+        limit: RateLimit | None = None,
+        arrived: Callable[[int], None] = lambda _size_bytes: None,
+    ) -> None:
+        """Receive what the download lacks, verified; a transmission that breaks off goes on where it broke.
+
+        What an earlier process left may be damaged: then the unit is fetched anew, once. When this raises
+        UnavailableError, the download keeps what has come.
+
+        Args:
+            download: it is intact afterwards.
+            limit: waited for after every chunk.
+            arrived: told the bytes of every chunk, of at most 64 KiB; whatever it raises ends the transmission.
+        """
+        path = f"/v1/units/{download.sha256}"
+        taken_up = download.size_bytes > 0
+        self._receive_rest(path, download, limit, arrived)
+        if taken_up and not download.is_intact:
+            download.clear()
+            self._receive_rest(path, download, limit, arrived)
+        if not download.is_intact:
+            download.clear()
+            raise IntegrityError(
+                f"unit {download.sha256} arrived damaged",
+                where=self._where(path),
+                do="Fetch it again; if that fails, build the bundle on the server again",
+            )
+
+    def _receive_rest(
+        self, path: str, download: Download, limit: RateLimit | None, arrived: Callable[[int], None]
+    ) -> None:
         for pause_s in (*BACK_OFF_S, None):
+            if download.is_complete:
+                return
             try:
-                self._receive(path, unit, received)
-                break
+                self._receive(path, download, limit, arrived)
             except UnavailableError:
                 if pause_s is None:
                     raise
                 time.sleep(pause_s)
-        data = bytes(received)
-        if sha256_of(data) != unit.sha256:
-            raise IntegrityError(
-                f"unit {unit.sha256} arrived damaged",
-                where=self._where(path),
-                do="Fetch it again; if that fails, build the bundle on the server again",
-            )
-        return data
 
-    def _receive(self, path: str, unit: UnitBody, received: bytearray) -> None:
-        # What came before a break is kept in `received`, for the next try.
-        offset = len(received)
+    def _receive(self, path: str, download: Download, limit: RateLimit | None, arrived: Callable[[int], None]) -> None:
+        offset = download.size_bytes
         # A transparent compression would make offsets into the file meaningless.
         headers = {"Accept-Encoding": "identity"}
         if offset:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{unit.sha256}"'}
+            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{download.sha256}"'}
         with self._answers(path), self._http.stream("GET", path, headers=headers) as response:
+            if limit is not None:
+                _bound_socket(response, limit.in_flight_bytes)
             self._check(response)
             if response.status_code != HTTPStatus.PARTIAL_CONTENT or not _starts_at(response, offset):
-                received.clear()
-            for chunk in response.iter_bytes():
-                received += chunk
-                if len(received) > unit.size_bytes:
-                    break
-        if len(received) > unit.size_bytes:
-            raise IntegrityError(
-                f"unit {unit.sha256} is longer than the {unit.size_bytes} bytes it should have",
-                where=self._where(path),
-                do="Build the bundle on the server again",
-            )
-        if len(received) < unit.size_bytes:
+                download.clear()
+            for chunk in response.iter_bytes():  # as the network gives them: never more than 64 KiB
+                if download.size_bytes + len(chunk) > download.whole_bytes:
+                    download.clear()
+                    raise IntegrityError(
+                        f"unit {download.sha256} is longer than the {download.whole_bytes} bytes it should have",
+                        where=self._where(path),
+                        do="Build the bundle on the server again",
+                    )
+                download.append(chunk)
+                arrived(len(chunk))
+                if limit is not None:
+                    limit.take(len(chunk))
+        if not download.is_complete:
             raise UnavailableError(
-                f"the transmission broke off after {len(received)} of {unit.size_bytes} bytes",
+                f"the transmission broke off after {download.size_bytes} of {download.whole_bytes} bytes",
                 where=self._where(path),
                 do="Try again later",
             )
+
+    def _with_token(self, request: httpx.Request) -> httpx.Request:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
 
     def _send(self, method: str, path: str, *, body: str | None = None) -> httpx.Response:
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -150,6 +231,9 @@ class ServiceClient:
         try:
             yield
         except (httpx.HTTPError, httpx.StreamError) as error:
+            wrong = distrust(error) if isinstance(error, httpx.ConnectError) else None
+            if wrong is not None:
+                raise UnavailableError(wrong[0], where=self._where(path), do=wrong[1]) from error
             raise UnavailableError(
                 f"the service does not answer ({error or type(error).__name__})",
                 where=self._where(path),
@@ -182,13 +266,32 @@ class ServiceClient:
         return f"{str(self._http.base_url).rstrip('/')}{path}"
 
 
+def _device(name: str) -> str:
+    return f"/v1/devices/{quote(name, safe='')}"
+
+
 def _bad_url(base_url: str) -> InvalidInputError:
     return InvalidInputError(f"{base_url!r} is no HTTP URL", where="service URL", do="Write it like https://host:8000")
+
+
+def _trusted(url: httpx.URL, ca_file: Path | None) -> ssl.SSLContext | bool:
+    if url.scheme == "https":
+        return True if ca_file is None else trusting(ca_file)
+    if ca_file is not None:
+        raise InvalidInputError(
+            "a CA file was given, but nothing is encrypted on an http URL",
+            where="service URL",
+            do="Write it with https, or leave the CA file out",
+        )
+    # Nobody. The public authorities, which httpx would load, take a device a tenth of a second and a megabyte.
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _kind(status: int) -> type[MeedgeError]:
     if status == HTTPStatus.NOT_FOUND:
         return NotFoundError
+    if status == HTTPStatus.UNAUTHORIZED:
+        return CredentialError
     if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
         return UnavailableError
     return InvalidInputError if 400 <= status < 500 else UnavailableError
@@ -200,3 +303,10 @@ def _strong(etag: str) -> str:
 
 def _starts_at(response: httpx.Response, offset: int) -> bool:
     return bool(response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"))
+
+
+def _bound_socket(response: httpx.Response, size_bytes: int) -> None:
+    stream = response.extensions.get("network_stream")
+    connection = None if stream is None else stream.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)

@@ -1,16 +1,18 @@
 """One model kept answering under a changing memory budget."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from meedge_ray.api.agent import Mode
 from meedge_ray.api.serving import PlacementRequest, PlacementResponse
 from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
-from meedge_ray.bundle.manifest import bundle_sha256, bundle_units
-from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.answer import Answer
-from meedge_ray.domain.elastic import Branch, Bundle, bytes_of, units_of
+from meedge_ray.domain.device_status import DeviceStatus, Source
+from meedge_ray.domain.elastic import Branch, Bundle
 from meedge_ray.domain.errors import (
     BudgetError,
     IntegrityError,
@@ -20,70 +22,41 @@ from meedge_ray.domain.errors import (
     UnavailableError,
 )
 from meedge_ray.runtime.cache import Cache
-from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.engine import Engine, Planner
-from meedge_ray.runtime.exit_planning import Planning, planner_for
+from meedge_ray.runtime.exit_planning import FiniteTimePlanner, Planning, learn_pace, planner_for
+from meedge_ray.runtime.latency import LatencyMonitor
 from meedge_ray.runtime.loading import read_predictor
 from meedge_ray.runtime.memory import rss_bytes
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.preemption import Preemption
+from meedge_ray.runtime.sbran import Sbran
 from meedge_ray.search.predictor import ConfidencePredictor
-
-Source = Literal["service", "local"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceStatus:
-    """What a device does now.
-
-    `memory_bytes` is the budget, None before the first; `resident_bytes` counts the units loaded. `source` says
-    who chose the resident branches; where the service did not, `problem` says why. `planning` is what was asked for,
-    `planner` what chooses among the resident branches now: "static", "samplewise", or "none", which runs all of them.
-    """
-
-    model: str
-    bundle_sha256: str
-    device_type: str
-    memory_bytes: int | None
-    resident_bytes: int
-    process_rss_bytes: int
-    branches: tuple[str, ...]
-    planning: Planning
-    planner: str
-    expectation: float
-    units_held: int
-    fetched_bytes: int
-    source: Source
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    bundle: Bundle
-    sha256: str
-    placer: Placer
-    engine: Engine
-    predictor: ConfidencePredictor | None
-
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    memory_bytes: int | None
     source: Source
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """Branches whose units are held, for a budget that is to come."""
+
+    sha256: str
+    memory_bytes: int
+    branches: tuple[str, ...]
 
 
 class Device:
     """Keeps one model answering under a changing memory budget.
 
     The service chooses the branches; while it is away the device chooses among the units it holds. Inferences
-    go on from any thread while branches are exchanged.
+    go on from any thread while branches are exchanged, and no budget waits for the network.
     """
 
     def __init__(
         self,
-        client: ServiceClient,
-        store: UnitStore,
+        cache: Cache,
         model: str,
         *,
         device_type: str | None = None,
@@ -91,19 +64,20 @@ class Device:
         distribution: TimeDistribution = UNIFORM,
         latency_budget_ms: float | None = None,
         planning: Planning = "auto",
+        mode: Mode = "anytime",
         threads: int = 1,
     ) -> None:
-        """Load the backbone; the first `set_memory` adds branches.
+        """Load the backbone; the first budget adds branches.
 
         Args:
-            client: the placement service.
-            store: the device's own cache of units, kept across restarts.
+            cache: the units it holds, and the service they come from.
             model: the served model's name.
             device_type: whose profile counts; None takes the only one there is.
             horizon_ms: the span in which the kill may come; None takes the default.
             distribution: the law of the kill's time, which placements and plans are chosen for.
             latency_budget_ms: time until a new placement must be complete, asked for once the link's rate is known.
             planning: which resident branches an inference runs, see `planner_for`.
+            mode: whether an inference is planned for its deadline, where it has one (MEEdge 3.4: MODE).
             threads: threads one unit may use.
 
         Raises:
@@ -115,14 +89,53 @@ class Device:
                 f"{planning!r} is no way to plan", where="planning", do=f"Give one of {', '.join(get_args(Planning))}"
             )
         self.model = model
-        self._cache = Cache(client, store)
+        self._cache = cache
         self._device_type, self._horizon_ms = device_type, horizon_ms
         self._distribution, self._latency_budget_ms = distribution, latency_budget_ms
         self._planning: Planning = planning
+        self._mode: Mode = mode
         self._threads = threads
-        self._control = Lock()
+        self._monitor = LatencyMonitor()
+        self._control, self._following = Lock(), Lock()  # of what is resident, and of who speaks with the service
+        self._memory_bytes: int | None = None
+        self._prepared: _Prepared | None = None
         self._running = self._loaded(self._cache.bundle(model))
-        self._decision = _Decision(None, "local", "no memory budget was set yet")
+        self._decision = _Decision("local", "no memory budget was set yet")
+
+    @property
+    def mode(self) -> Mode:
+        """How inferences are planned."""
+        return self._mode
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the units loaded now."""
+        return self._running.engine.resident_bytes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a raw sample."""
+        return self._running.bundle.input.shape
+
+    @property
+    def can_unload(self) -> bool:
+        """Whether anything but the backbone is in memory."""
+        return bool(self._running.engine.branches)
+
+    @property
+    def placer(self) -> Placer:
+        """What knows the best placement for every budget, the service away or not."""
+        return self._running.placer
+
+    @property
+    def bundle_sha256(self) -> str:
+        """Hash of the manifest of the bundle that runs."""
+        return self._running.sha256
+
+    @property
+    def follows_service(self) -> bool:
+        """Whether the service chose what is resident."""
+        return self._decision.source == "service"
 
     def infer(
         self,
@@ -132,61 +145,122 @@ class Device:
         preemption: Preemption | None = None,
     ) -> Answer:
         """Answer for one raw sample; see `Engine.infer`."""
-        return self._running.engine.infer(sample, deadline_ms=deadline_ms, preemption=preemption)
+        running = self._running
+        answer = running.engine.infer(sample, deadline_ms=deadline_ms, preemption=preemption)
+        if self._mode == "finiteTime":
+            learn_pace(self._monitor, running.placer.profile, answer, deadline_ms)
+        return answer
 
     def set_memory(self, memory_bytes: int) -> DeviceStatus:
-        """Place anew for a budget of units in memory, backbone included.
+        """Place anew for a budget of units in memory, backbone included: `limit`, then `follow`.
 
-        A smaller budget is met at once with what is resident, before the service is asked. The units loaded
-        never exceed the budget, with one exception: when the model was rebuilt, the old backbone answers
-        until the new one is loaded beside it.
+        Raises:
+            BudgetError: the budget is below the backbone, which goes on alone.
+            MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
+        """
+        self.limit(memory_bytes)
+        self.follow()
+        return self.status()
+
+    def limit(self, memory_bytes: int) -> None:
+        """Keep to a budget from now on, at once and whatever the service does.
+
+        What was prepared for such a budget is taken; else the best of what is resident stays. The units loaded never
+        exceed the budget, with one exception: when the model was rebuilt, the old backbone answers until the new one
+        is loaded beside it.
 
         Raises:
             BudgetError: the budget is below the backbone. The bare backbone stays and goes on answering:
                 less cannot run, and stopping is for the one who set the budget to decide.
-            MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
         """
         with self._control:
-            self._shrink(memory_bytes)
+            self._memory_bytes = memory_bytes
+            self._fit()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Exchange nothing while the context lasts, so that what is resident and what is used agree."""
+        with self._control:
+            yield
+
+    def prepare(self, memory_bytes: int, *, within_ms: float) -> None:
+        """Fetch ahead what a budget that begins so soon will want, for `limit` to take (MEEdge 3.4).
+
+        Raises:
+            MeedgeError: the service is away or refuses, or a unit cannot be had; nothing else has changed.
+        """
+        with self._following:
+            response = self._ask(memory_bytes, latency_budget_ms=within_ms)
+            sbran = self._running
+            if response.bundle_sha256 != sbran.sha256:
+                return  # the next `follow` takes the rebuilt model over
+            self._cache.ensure_all(sbran.lacking(response.branches))
+            with self._control:
+                self._prepared = _Prepared(response.bundle_sha256, memory_bytes, tuple(response.branches))
+
+    def set_mode(self, mode: Mode) -> None:
+        """Plan inferences in this mode from now on."""
+        with self._control:
+            self._mode = mode
+            engine = self._running.engine
+            self._running.arrange(engine.branches, engine.resident_bytes)
+
+    def follow(self) -> None:
+        """Ask the service which branches are best for the budget, fetch what is lacking, and exchange them.
+
+        Where that cannot be done, the best of what is held is placed; `status` says why.
+
+        Raises:
+            BudgetError: the budget is below the backbone.
+            MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
+        """
+        with self._following:
+            memory_bytes = self._memory_bytes
+            if memory_bytes is None:
+                return
             try:
                 self._follow_service(memory_bytes)
-                self._decision = _Decision(memory_bytes, "service", "")
+                self._decision = _Decision("service", "")
             except MeedgeError as error:
-                self._place_locally(memory_bytes, problem=str(error))
-        return self.status()
+                self._decision = _Decision("local", str(error))
+                self._make_do()
+            if self._prepared is None:
+                self._cache.release()
 
-    def status(self) -> DeviceStatus:
-        """Return what the device does now."""
+    def status(self, *, declared_bytes: int | None = None) -> DeviceStatus:
+        """Return what the device does now; its budget is said to be the declared one, where that is given."""
         running, decision = self._running, self._decision
         branches = running.engine.branches
         return DeviceStatus(
             model=self.model,
             bundle_sha256=running.sha256,
             device_type=running.placer.device_type,
-            memory_bytes=decision.memory_bytes,
+            memory_bytes=self._memory_bytes if declared_bytes is None else declared_bytes,
             resident_bytes=running.engine.resident_bytes,
             process_rss_bytes=rss_bytes(),
             branches=branches,
             planning=self._planning,
             planner=running.engine.planner,
             expectation=running.placer.expectation(branches),
-            units_held=len(self._held(running.bundle)),
+            units_held=len(self._held()),
             fetched_bytes=self._cache.fetched_bytes,
             source=decision.source,
             problem=decision.problem,
         )
 
-    def _loaded(self, bundle: Bundle) -> _Running:
+    def _loaded(self, bundle: Bundle) -> Sbran:
         placer = Placer(
             bundle, device_type=self._device_type, horizon_ms=self._horizon_ms, distribution=self._distribution
         )
         engine = Engine(
             bundle.input,
-            [self._cache.ensure(block.unit) for block in bundle.blocks],
+            (self._cache.ensure(block.unit) for block in bundle.blocks),
             final_accuracy=bundle.final_accuracy,
             threads=self._threads,
         )
-        return _Running(bundle, bundle_sha256(bundle), placer, engine, self._predictor(bundle))
+        planner_of = partial(self._planner, bundle, placer, self._predictor(bundle))
+        self._cache.release()
+        return Sbran(bundle, placer, engine, self._cache.stored, planner_of)
 
     def _predictor(self, bundle: Bundle) -> ConfidencePredictor | None:
         described = bundle.predictor
@@ -199,93 +273,108 @@ class Device:
                 return None  # a fixed plan does without
             raise
 
-    def _shrink(self, memory_bytes: int) -> None:
-        engine = self._running.engine
-        if engine.resident_bytes <= memory_bytes:
-            return
-        units = {unit.sha256 for unit in units_of(self._branches(engine.branches))}
-        self._load(self._local_choice(memory_bytes, units), memory_bytes)
-        self._decision = _Decision(memory_bytes, "local", "the memory shrank; the service was not asked yet")
+    def _planner(
+        self, bundle: Bundle, placer: Placer, predictor: ConfidencePredictor | None, branches: Collection[Branch]
+    ) -> Planner | None:
+        planner = planner_for(
+            self._planning,
+            bundle,
+            placer.profile,
+            branches,
+            predictor,
+            horizon_ms=placer.horizon_ms,
+            law=placer.law,
+        )
+        if self._mode == "anytime":
+            return planner
+        return FiniteTimePlanner(bundle, placer.profile, branches, otherwise=planner, monitor=self._monitor)
+
+    def _fit(self) -> None:
+        sbran, prepared, memory_bytes = self._running, self._prepared, self._budget()
+        # Before a drop that it was prepared for there is room for more.
+        if prepared is not None and sbran.size_bytes(prepared.branches) <= memory_bytes <= prepared.memory_bytes:
+            self._prepared = None
+            if prepared.sha256 == sbran.sha256:
+                try:
+                    sbran.arrange(prepared.branches, memory_bytes)
+                    self._decision = _Decision("service", "")
+                    return
+                except MeedgeError as error:
+                    self._decision = _Decision("local", str(error))
+        try:
+            if sbran.shrink(memory_bytes):
+                self._decision = _Decision("local", "the memory shrank; the service was not asked yet")
+        except BudgetError as error:
+            self._decision = _Decision("local", str(error))
+            raise
 
     def _follow_service(self, memory_bytes: int) -> None:
-        response = self._ask(memory_bytes)
+        response = self._ask(memory_bytes, latency_budget_ms=self._latency_budget_ms)
         if response.bundle_sha256 != self._running.sha256:
             self._rebuild()
-        running = self._running
-        if not set(response.branches) <= {branch.name for branch in running.bundle.branches}:
+        sbran = self._running
+        if not set(response.branches) <= {branch.name for branch in sbran.bundle.branches}:
             raise UnavailableError("the service placed branches of another bundle", do="Try again later")
-        wanted = self._branches(response.branches)
-        if running.bundle.backbone_bytes + bytes_of(wanted) > memory_bytes:
+        size_bytes = sbran.size_bytes(response.branches)
+        if size_bytes > memory_bytes:
             raise UnavailableError("the service placed more than fits the memory", do="Upgrade the service")
-        for unit in units_of(branch for branch in wanted if branch.name not in running.engine.branches):
-            self._cache.ensure(unit)
-        self._load(response.branches, memory_bytes)
+        self._fetch(sbran, response.branches, size_bytes)
+        with self._control:
+            self._check(size_bytes)
+            sbran.arrange(response.branches, self._budget())
+
+    def _fetch(self, sbran: Sbran, names: Collection[str], size_bytes: int) -> None:
+        lacking = sbran.lacking(names)
+        if len(self._cache.held(lacking)) < len(lacking):
+            self._make_do()  # while they travel
+        self._cache.ensure_all(lacking, lambda _: self._check(size_bytes))
+
+    def _budget(self) -> int:
+        assert self._memory_bytes is not None  # it is set before anything is placed
+        return self._memory_bytes
+
+    def _check(self, size_bytes: int) -> None:
+        if size_bytes > self._budget():
+            raise UnavailableError("the memory shrank while units were fetched", do="The next placement is for that")
 
     def _rebuild(self) -> None:
         bundle = self._cache.bundle(self.model)
-        for block in bundle.blocks:
-            self._cache.ensure(block.unit)
-        self._running.engine.place((), self._cache.stored)
-        self._running = self._loaded(bundle)
+        self._cache.ensure_all(block.unit for block in bundle.blocks)
+        with self._control:
+            self._running.engine.place((), self._cache.stored)
+            self._running, self._prepared = self._loaded(bundle), None
 
-    def _ask(self, memory_bytes: int) -> PlacementResponse:
+    def _ask(self, memory_bytes: int, *, latency_budget_ms: float | None) -> PlacementResponse:
         rate_bps = self._cache.rate_bps
         return self._cache.client.place(
             self.model,
             PlacementRequest(
                 memory_bytes=memory_bytes,
-                latency_budget_ms=self._latency_budget_ms if rate_bps else None,
+                latency_budget_ms=latency_budget_ms if rate_bps else None,
                 rate_bps=rate_bps,
-                held=sorted(self._held(self._running.bundle)),
+                held=sorted(self._held()),
                 horizon_ms=self._horizon_ms,
                 distribution=self._distribution,
                 device_type=self._device_type,
             ),
         )
 
-    def _place_locally(self, memory_bytes: int, *, problem: str) -> None:
-        self._decision = _Decision(memory_bytes, "local", problem)
+    def _make_do(self) -> None:
+        """Place the best of what is held."""
+        sbran = self._running
         while True:
-            held = self._held(self._running.bundle)
-            try:
-                self._load(self._local_choice(memory_bytes, held), memory_bytes)
-            except (NotFoundError, IntegrityError):
-                continue  # a damaged unit is held no more: choose among the rest
-            return
+            memory_bytes = self._budget()
+            # Before the lock: a new budget must not wait for the search.
+            names = sbran.best_of(self._held(), memory_bytes)
+            with self._control:
+                if sbran.size_bytes(names) > self._budget():
+                    continue
+                try:
+                    return sbran.arrange(names, memory_bytes)
+                except (NotFoundError, IntegrityError):
+                    continue  # a damaged unit is held no more: choose among the rest
 
-    def _local_choice(self, memory_bytes: int, units: Iterable[str]) -> tuple[str, ...]:
-        try:
-            return self._running.placer.restricted(frozenset(units)).place(memory_bytes).branches
-        except BudgetError as error:
-            self._running.engine.place((), self._cache.stored)
-            self._decision = _Decision(memory_bytes, "local", str(error))
-            raise
-
-    def _load(self, names: Iterable[str], memory_bytes: int) -> None:
-        running = self._running
-        wanted, resident = self._branches(names), self._branches(running.engine.branches)
-        if running.bundle.backbone_bytes + bytes_of((*resident, *wanted)) > memory_bytes:
-            # Old and new would not fit side by side.
-            kept = [branch for branch in wanted if branch in resident]
-            running.engine.place(kept, self._cache.stored, self._planner(kept))
-        running.engine.place(wanted, self._cache.stored, self._planner(wanted))
-
-    def _planner(self, branches: list[Branch]) -> Planner | None:
-        running = self._running
-        placer = running.placer
-        return planner_for(
-            self._planning,
-            running.bundle,
-            placer.profile,
-            branches,
-            running.predictor,
-            horizon_ms=placer.horizon_ms,
-            law=placer.law,
-        )
-
-    def _branches(self, names: Iterable[str]) -> list[Branch]:
-        chosen = set(names)
-        return [branch for branch in self._running.bundle.branches if branch.name in chosen]
-
-    def _held(self, bundle: Bundle) -> frozenset[str]:
-        return self._cache.store.held() & {unit.sha256 for unit in bundle_units(bundle)}
+    def _held(self) -> frozenset[str]:
+        # What is resident is at hand even where the disk did not take it.
+        sbran = self._running
+        return self._cache.held(sbran.units) | {unit.sha256 for unit in sbran.resident}

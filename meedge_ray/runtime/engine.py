@@ -52,8 +52,8 @@ class Planner(Protocol):
     def name(self) -> str:
         """What answers call it."""
 
-    def begin(self) -> Decisions:
-        """Return the decisions of a new inference."""
+    def begin(self, deadline_ms: float | None = None) -> Decisions:
+        """Return the decisions of a new inference with this deadline, None where it has none."""
 
 
 class _Chain(NamedTuple):
@@ -178,7 +178,7 @@ class Engine:
         placed = self._placed
         slots = [self._normalizer.one(sample)] * placed.slots
         results: list[tuple[Exit, float, Floats]] = []
-        decisions = None if placed.planner is None else placed.planner.begin()
+        decisions = None if placed.planner is None else placed.planner.begin(deadline_ms)
         final = placed.chain.final
         ended = False  # all that was wanted was run
         for run, output_names, input_name, source, target, exit_, needed_by in placed.steps:

@@ -1,6 +1,5 @@
 """On a real cluster: head, placement service, and edge nodes as processes of their own."""
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -14,13 +13,13 @@ import ray
 
 from meedge_ray.actors.cluster import attach_edge_node
 from meedge_ray.actors.device import (
-    DeviceSettings,
     attach_device,
     detach_device,
     device_names,
     find_device,
 )
 from meedge_ray.actors.fleet import fleet_devices, live_nodes, start_fleet, stop_fleet
+from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.domain.errors import (
     BudgetError,
@@ -39,7 +38,7 @@ EVERYTHING = 10**9
 @pytest.fixture
 def settings(service_url, token, tmp_path):
     return DeviceSettings(
-        base_url=service_url, token=token, model="tiny", cache_dir=str(tmp_path), memory_bytes=EVERYTHING
+        service_url=service_url, token=token, model="tiny", cache_dir=str(tmp_path), memory_bytes=EVERYTHING
     )
 
 
@@ -47,6 +46,10 @@ def settings(service_url, token, tmp_path):
 def device(edge_node, settings):
     yield attach_device(edge_node.device, settings)
     detach_device(edge_node.device)
+
+
+def changed(settings, **changes):
+    return settings.model_copy(update=changes)
 
 
 def eventually(ask, holds, timeout_s=30):
@@ -114,13 +117,13 @@ def test_a_device_that_cannot_start_leaves_nothing(edge_node, settings, tmp_path
         ({"memory_bytes": 1}, BudgetError),
         ({"token": "wrong"}, InvalidInputError),
         ({"model": "tony"}, NotFoundError),
-        ({"base_url": "http://127.0.0.1:9"}, UnavailableError),
+        ({"service_url": "http://127.0.0.1:9"}, UnavailableError),
         ({"planning": "samplewise"}, InvalidInputError),  # the bundle has no predictor
     ):
         # A cache of its own: with a warm one a device starts without the service.
         fresh = {"cache_dir": str(tmp_path / next(iter(wrong)))}
         with pytest.raises(kind):
-            attach_device(edge_node.device, dataclasses.replace(settings, **fresh, **wrong))
+            attach_device(edge_node.device, changed(settings, **fresh, **wrong))
         assert edge_node.device not in device_names()
 
 
@@ -129,7 +132,7 @@ def test_a_device_is_attached_once_and_found_by_name(device, settings):
     assert find_device(device.name).settings() == settings
     assert settings.token not in repr(settings)
     with pytest.raises(InvalidInputError, match="other settings"):
-        attach_device(device.name, dataclasses.replace(settings, model="other"))
+        attach_device(device.name, changed(settings, model="other"))
     with pytest.raises(NotFoundError, match=device.name):
         find_device("pi-0")
 
@@ -166,7 +169,7 @@ def said_by(device, sample):
 
 def test_the_fleet_attaches_every_edge_node_with_its_settings(edge_node, settings, world, sample):
     law = TimeDistribution.model_validate({"normal": {"mean_ms": 1.25, "standard_deviation_ms": 0.05}})
-    start_fleet(dataclasses.replace(settings, planning="static", horizon_ms=8.0, distribution=law))
+    start_fleet(changed(settings, planning="static", horizon_ms=8.0, distribution=law))
     try:
         devices = eventually(fleet_devices, lambda devices: any(device.status for device in devices))
         [device] = [device for device in devices if device.name == edge_node.device]

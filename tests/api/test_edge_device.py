@@ -3,9 +3,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sample_objects import TEMPLATE
 
+from meedge_ray.api.agent import MemoryPolicy
 from meedge_ray.api.edge_device import DeviceTemplate, object_name
 from meedge_ray.api.fields import Name
 from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
@@ -33,6 +34,29 @@ def test_what_a_template_need_not_say() -> None:
     template = DeviceTemplate.model_validate(required)
     assert (template.planning, template.horizon_milliseconds, template.threads) == ("auto", None, 1)
     assert template.distribution() == UNIFORM
+
+
+def test_a_memory_policy_speaks_of_the_same_shares_as_devices_do() -> None:
+    given_ = {"hysteresis": "0.1", "growAfterSeconds": 2, "pressure": "0.5"}
+    policy = DeviceTemplate.model_validate({**TEMPLATE, "memoryPolicy": given_}).memory_policy.policy(5)
+    assert policy == MemoryPolicy(headroom_bytes=5, hysteresis=0.1, grow_after_s=2.0, pressure=0.5)
+    assert DeviceTemplate.model_validate(TEMPLATE).memory_policy.policy(8 * 2**20) == MemoryPolicy()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("memoryPolicy", {"hysteresis": 1}, "hysteresis"),
+        ("memoryPolicy", {"pressure": 0}, "pressure"),
+        ("memorySchedule", [{"at": "24:00", "memory": "1Mi"}], "memorySchedule.0.at"),
+        ("latencyMilliseconds", 0, "latencyMilliseconds"),
+        ("transferMilliseconds", "0.0", "transferMilliseconds"),
+        ("mode", "sometimes", "mode"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused_where_they_stand(field: str, value: object, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DeviceTemplate.model_validate({**TEMPLATE, field: value})
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_objects import SPECS
 
-from meedge_ray.actors.device import DeviceReport, DeviceSettings
+from meedge_ray.actors.device import DeviceReport
 from meedge_ray.actors.fleet import EdgeNodeInfo
+from meedge_ray.agent.status import MemoryState
+from meedge_ray.api.agent import DeviceSettings, ScheduledMemory
+from meedge_ray.api.edge_device import EdgeDeviceSpec
 from meedge_ray.api.kinds import KINDS
+from meedge_ray.domain.device_status import DeviceStatus
 from meedge_ray.domain.errors import BudgetError, IntegrityError, InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.operator.controllers.attaching import (
     Refusal,
@@ -18,19 +23,25 @@ from meedge_ray.operator.controllers.attaching import (
     conditions_of,
     next_step,
     settings_hash,
+    settings_of,
     status_of,
     wanted_of,
 )
 from meedge_ray.operator.publishing import status_with
 from meedge_ray.operator.view import Name
-from meedge_ray.runtime.device import DeviceStatus
 
 [EDGE_DEVICE] = [kind for kind in KINDS if kind.name == "EdgeDevice"]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NODE = EdgeNodeInfo(id="node-1", address="10.0.0.2", labels={})
 SETTINGS = DeviceSettings(
-    base_url="http://head:8000/default/service", token="secret", model="tiny", cache_dir="/cache", memory_bytes=2**20
+    service_url="http://head:8000/default/service", token="secret", model="tiny", cache_dir="/cache", memory_bytes=2**20
 )
+
+
+def changed(settings, **changes):
+    return settings.model_copy(update=changes)
+
+
 WANTED = Wanted(settings=SETTINGS, bundle_sha256="a" * 64, waits="")
 
 
@@ -54,9 +65,54 @@ def device_status(**changes):
     return replace(status, **changes)
 
 
-def report(settings=SETTINGS, status=None, *, busy=False, problem=None, **changes):
+def report(settings=SETTINGS, status=None, *, busy=False, problem=None, memory=None, **changes):
     status = device_status(**changes) if status is None else status
-    return DeviceReport(settings=settings, status=status or None, busy=busy, problem=problem)
+    return DeviceReport(settings=settings, status=status or None, busy=busy, problem=problem, memory=memory)
+
+
+def memory_state(allowed_bytes):
+    return MemoryState(
+        source="/proc/meminfo",
+        limit_bytes=2**30,
+        used_bytes=2**29,
+        pressure=None,
+        allowed_bytes=allowed_bytes,
+        rss_bytes=10**8,
+    )
+
+
+def test_a_machine_that_leaves_less_than_is_declared_is_told_of():
+    [pressure] = [
+        condition
+        for condition in conditions_of(WANTED, seen(report(memory=memory_state(5000))))
+        if condition.type == "MemoryPressure"
+    ]
+    assert (pressure.status, pressure.reason, pressure.warning) == ("True", "LittleLeft", False)
+    assert "/proc/meminfo" in pressure.message
+    status = status_of({}, seen(report(memory=memory_state(5000))), NOW, NOW)
+    assert status["allowedBytes"] == 5000
+
+
+def test_a_schedule_changes_the_budget_by_itself():
+    schedule = (ScheduledMemory(at="22:30", memory_bytes=5000),)
+    wanted = replace(WANTED, settings=changed(SETTINGS, schedule=schedule))
+    by_night = seen(report(wanted.settings, memory_bytes=5000))
+    assert next_step(wanted, by_night) == "none"
+    assert conditions_of(wanted, by_night)[0].reason == "Placed"
+    assert settings_hash(wanted.settings, 5000) == settings_hash(wanted.settings, 2**20)
+
+
+def test_every_bound_of_a_spec_reaches_the_device():
+    spec = EdgeDeviceSpec.model_validate(SPECS["EdgeDevice"])
+    settings = settings_of(spec, service_url="http://head:8000", token="t")
+    assert (settings.mode, settings.latency_ms, settings.transfer_ms, settings.device_type) == (
+        "finiteTime",
+        2.0,
+        1500.0,
+        "board-1t",
+    )
+    assert settings.memory_policy.headroom_bytes == 8 * 2**20
+    assert [(each.at, each.memory_bytes) for each in settings.schedule] == [("07:00", 2**18), ("22:30:30", 2**19)]
 
 
 def seen(said=None, *, node=NODE, attached=True, silent_s=0.0):
@@ -85,7 +141,7 @@ def service(**status):
         "metadata": {"name": "service", "namespace": "default"},
         "spec": {"modelRefs": [{"name": "tiny"}]},
         "status": {
-            "url": SETTINGS.base_url,
+            "url": SETTINGS.service_url,
             "tokenFile": "/token",
             "models": [{"name": "tiny", "bundleSha256": "a" * 64}],
             **status,
@@ -161,9 +217,9 @@ STEPS = [
     ("refused", WANTED, seen(report(status=(), problem=InvalidInputError("x"))), "place", "Refused"),
     ("as wanted", WANTED, seen(report()), "none", "Placed"),
     ("as wanted, the service is away", WAITS, seen(report()), "none", "Placed"),
-    ("another token", WANTED, seen(report(replace(SETTINGS, token="old"))), "end", "Restarting"),
-    ("another model, not served yet", WAITS, seen(report(replace(SETTINGS, model="old"))), "none", "ServiceNotReady"),
-    ("another first budget", WANTED, seen(report(replace(SETTINGS, memory_bytes=1))), "none", "Placed"),
+    ("another token", WANTED, seen(report(changed(SETTINGS, token="old"))), "end", "Restarting"),
+    ("another model, not served yet", WAITS, seen(report(changed(SETTINGS, model="old"))), "none", "ServiceNotReady"),
+    ("another first budget", WANTED, seen(report(changed(SETTINGS, memory_bytes=1))), "none", "Placed"),
     ("another budget", WANTED, seen(report(memory_bytes=2**21)), "place", "Placing"),
     ("placing", WANTED, seen(report(memory_bytes=2**21, busy=True)), "none", "Placing"),
     ("the service was away", WANTED, seen(report(source="local", problem="away")), "place", "PlacedLocally"),
@@ -219,8 +275,8 @@ def test_a_mere_heartbeat_is_written_at_most_every_fifteen_seconds():
 
 def test_the_settings_hash_tells_budgets_apart_and_no_tokens():
     assert settings_hash(SETTINGS, 1) != settings_hash(SETTINGS, 2)
-    assert settings_hash(SETTINGS, 1) == settings_hash(replace(SETTINGS, token="other"), 1)
-    assert settings_hash(SETTINGS, 1) != settings_hash(replace(SETTINGS, threads=2), 1)
+    assert settings_hash(SETTINGS, 1) == settings_hash(changed(SETTINGS, token="other"), 1)
+    assert settings_hash(SETTINGS, 1) != settings_hash(changed(SETTINGS, threads=2), 1)
 
 
 class Device:
@@ -264,9 +320,9 @@ def test_through_any_history_a_device_comes_to_run_as_wanted_and_is_then_left_al
         elif change == "return":
             device.node, device.loaded = True, device.loaded and device.node
         elif change == "memory":
-            now_wanted = replace(now_wanted, settings=replace(now_wanted.settings, memory_bytes=2**20 + index))
+            now_wanted = replace(now_wanted, settings=changed(now_wanted.settings, memory_bytes=2**20 + index))
         elif change == "model":
-            now_wanted = replace(now_wanted, settings=replace(now_wanted.settings, model=f"model-{index}"))
+            now_wanted = replace(now_wanted, settings=changed(now_wanted.settings, model=f"model-{index}"))
         elif change == "waits":
             now_wanted = replace(now_wanted, waits="" if now_wanted.waits else "for the service")
         elif change in ("refuse", "grant"):
@@ -281,6 +337,6 @@ def test_through_any_history_a_device_comes_to_run_as_wanted_and_is_then_left_al
         device.do(next_step(final, device.seen(final.bundle_sha256, True)), final)
     assert device.loaded
     assert device.memory_bytes == final.settings.memory_bytes
-    assert replace(device.settings, memory_bytes=0) == replace(final.settings, memory_bytes=0)
+    assert changed(device.settings, memory_bytes=0) == changed(final.settings, memory_bytes=0)
     assert next_step(final, device.seen(final.bundle_sha256, True)) == "none"
     assert conditions_of(final, device.seen(final.bundle_sha256, True))[0].status == "True"

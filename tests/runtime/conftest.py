@@ -1,21 +1,17 @@
 """Real units without torch, and a real HTTP server that can misbehave."""
 
-import json
-import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import SHAPE, World
+from services import serving
+from worlds import SHAPE
 
-from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units
-from meedge_ray.bundle.store import UnitStore, sha256_of
-from meedge_ray.domain.errors import MeedgeError
+from meedge_ray.bundle.manifest import bundle_units
+from meedge_ray.bundle.store import UnitStore
+from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
-from meedge_ray.runtime.placing import Placer
 
 
 @pytest.fixture(scope="session")
@@ -23,117 +19,10 @@ def samples():
     return np.random.default_rng(1).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
 
 
-@dataclass
-class Service:
-    """A placement service on a real port, with faults to switch on."""
-
-    world: World
-    token: str = "secret"
-    url: str = ""
-    requests: list = field(default_factory=list)  # (method, path, Range header)
-    break_after: dict = field(default_factory=dict)  # unit -> bytes sent before each of the next breaks
-    swapped: dict = field(default_factory=dict)  # unit -> bytes sent instead
-    answers: dict = field(default_factory=dict)  # path prefix -> (status, body) sent instead
-    placements: list = field(default_factory=list)  # bodies of the requests
-    away: bool = False
-    ranges: bool = True
-
-    def fetched(self):
-        return [path.rpartition("/")[2] for _, path, _ in self.requests if path.startswith("/v1/units/")]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self._answer(b"")
-
-    def do_POST(self):
-        self._answer(self.rfile.read(int(self.headers["Content-Length"])))
-
-    def log_message(self, *args):
-        pass
-
-    def _answer(self, body):
-        service = self.server.service
-        if service.away:
-            self.close_connection = True
-            return
-        service.requests.append((self.command, self.path, self.headers["Range"]))
-        for prefix, (status, data) in service.answers.items():
-            if self.path.startswith(prefix):
-                return self._send(status, data)
-        if self.headers["Authorization"] != f"Bearer {service.token}":
-            return self._send(401, _error("the bearer token is wrong", "header", "Send the token"))
-        if self.path == "/v1/models":
-            return self._send(200, b'{"models": []}')
-        if self.path == f"/v1/models/{service.world.bundle.model}/bundle":
-            data = bundle_json(service.world.bundle)
-            return self._send(200, data, ETag=f'"{sha256_of(data)}"')
-        if self.path == f"/v1/models/{service.world.bundle.model}/placements":
-            return self._place(json.loads(body))
-        sha256 = self.path.removeprefix("/v1/units/")
-        if sha256 in service.world.units:
-            return self._unit(sha256)
-        return self._send(404, _error("no such thing", self.path, "Ask for another"))
-
-    def _place(self, request):
-        bundle = self.server.service.world.bundle
-        self.server.service.placements.append(request)
-        try:
-            placement = Placer(bundle, device_type=request.get("device_type")).place(request["memory_bytes"])
-        except MeedgeError as error:
-            return self._send(error.http_status, _error(error.what, error.where, error.do))
-        body = {
-            "model": bundle.model,
-            "bundle_sha256": bundle_sha256(bundle),
-            "branches": list(placement.branches),
-            "size_bytes": placement.size_bytes,
-            "expectation": placement.expectation,
-            "horizon_ms": placement.horizon_ms,
-            "device_type": placement.device_type,
-            "units": [],
-            "fetch": [],
-            "transmission_ms": None,
-            "search_ms": 0.1,
-        }
-        return self._send(200, json.dumps(body).encode())
-
-    def _unit(self, sha256):
-        service = self.server.service
-        data = service.swapped.get(sha256, service.world.units[sha256])
-        headers, status, start = {"ETag": f'"{sha256}"'}, 200, 0
-        if service.ranges and self.headers["Range"] and self.headers["If-Range"] == headers["ETag"]:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            headers["Content-Range"], status = f"bytes {start}-{len(data) - 1}/{len(data)}", 206
-        breaks = service.break_after.get(sha256, [])
-        return self._send(status, data[start:], breaks.pop(0) if breaks else None, **headers)
-
-    def _send(self, status, data, break_after=None, **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[:break_after])
-        if break_after is not None:
-            self.close_connection = True
-
-
-def _error(what, where, do):
-    return json.dumps({"what": what, "where": where, "do": do}).encode()
-
-
 @pytest.fixture
 def service(world):
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.daemon_threads = True
-        server.service = Service(world, url=f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server.service
-        server.shutdown()
-        thread.join()
+    with serving(world) as service:
+        yield service
 
 
 @pytest.fixture
@@ -149,7 +38,7 @@ def store(tmp_path: Path):
 
 @pytest.fixture
 def device(client, store):
-    return Device(client, store, "tiny")
+    return Device(Cache(client, store), "tiny")
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
+import asyncio
+import contextlib
 import json
+import shutil
 import socket
+import threading
 
 import pytest
+import uvicorn
 
 from meedge_ray.api.serving import PlacementRequest, UnitBody
 from meedge_ray.domain.errors import (
@@ -10,6 +15,7 @@ from meedge_ray.domain.errors import (
     NotFoundError,
     UnavailableError,
 )
+from meedge_ray.operator.keeping.certificate import make_certificate
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
 
@@ -149,3 +155,105 @@ def test_a_model_name_cannot_reach_another_path(client, service):
     with pytest.raises(NotFoundError):
         client.bundle("../units/x")
     assert service.requests[-1][1] == "/v1/models/..%2Funits%2Fx/bundle"
+
+
+def test_a_renewed_token_is_sent_from_the_next_request_on(service):
+    with ServiceClient(service.url, "old") as client:
+        with pytest.raises(InvalidInputError, match="token"):
+            client.models()
+        client.renew_token(service.token)
+        assert client.models().models == []
+        service.token = "rotated"
+        client.renew_token("rotated")
+        assert client.models().models == []
+
+
+@pytest.mark.parametrize("token", ["two words", "line\n", "\u00fcmlaut", "\x00", "a\r\nHost: b"])
+def test_a_token_that_no_header_takes_is_refused(client, service, token):
+    with pytest.raises(InvalidInputError, match="token"):
+        ServiceClient(service.url, token)
+    with pytest.raises(InvalidInputError, match="token"):
+        client.renew_token(token)
+    assert client.models().models == []
+
+
+@contextlib.contextmanager
+def https_server(certificate, key, address="127.0.0.1"):
+    """A real HTTPS server that knows one path: yields its URL."""
+
+    async def app(scope, receive, send):
+        known = scope["path"] == "/v1/models" and (b"authorization", b"Bearer secret") in scope["headers"]
+        await send({"type": "http.response.start", "status": 200 if known else 401, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"models": []}' if known else b""})
+
+    config = uvicorn.Config(
+        app, log_level="critical", lifespan="off", ws="none", ssl_certfile=certificate, ssl_keyfile=key
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server((address, 0)) as listening:
+        thread = threading.Thread(target=asyncio.run, args=(server.serve([listening]),))
+        thread.start()
+        try:
+            yield f"https://{address}:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A server's certificate with its authority's, and its key."""
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    make_certificate(certificate, key)
+    return certificate, key
+
+
+def test_an_https_service_is_verified_by_the_authority_given(certificate):
+    with https_server(*certificate) as url, ServiceClient(url, "secret", ca_file=certificate[0]) as client:
+        assert client.models().models == []
+
+
+def test_a_service_that_another_authority_vouches_for_gets_no_token(certificate, tmp_path):
+    make_certificate(tmp_path / "other.pem", tmp_path / "other.key")
+    with https_server(*certificate) as url:
+        for trusted in (tmp_path / "other.pem", None):
+            with (
+                ServiceClient(url, "secret", ca_file=trusted) as client,
+                pytest.raises(UnavailableError, match="certificate is refused") as error,
+            ):
+                client.models()
+            assert error.value.where == f"{url}/v1/models"
+            assert "as the CA file" in error.value.do
+
+
+def test_a_certificate_of_another_name_is_refused(certificate):
+    with (
+        https_server(*certificate, address="127.0.0.2") as url,
+        ServiceClient(url, "secret", ca_file=certificate[0]) as client,
+        pytest.raises(UnavailableError, match="certificate is refused") as error,
+    ):
+        client.models()
+    assert "a name that the certificate has" in error.value.do
+
+
+def test_https_where_none_is_spoken_is_said(service, certificate):
+    url = service.url.replace("http", "https")
+    with (
+        ServiceClient(url, "secret", ca_file=certificate[0], timeout_s=5) as client,
+        pytest.raises(UnavailableError, match="no TLS connection") as error,
+    ):
+        client.models()
+    assert "HTTPS" in error.value.do
+
+
+def test_a_ca_file_that_cannot_be_used_is_said(certificate, tmp_path):
+    missing, empty, key = tmp_path / "missing.pem", tmp_path / "empty.pem", tmp_path / "key.pem"
+    empty.write_bytes(b"")
+    shutil.copy(certificate[1], key)
+    for path in (missing, empty, key, tmp_path):
+        with pytest.raises(InvalidInputError, match="CA file") as error:
+            ServiceClient("https://host:1", ca_file=path)
+        assert error.value.where == str(path)
+        assert error.value.do
+    with pytest.raises(InvalidInputError, match="nothing is encrypted"):
+        ServiceClient("http://host:1", ca_file=certificate[0])

@@ -15,6 +15,7 @@ from meedge_ray.bundle.store import sha256_of
 from meedge_ray.domain.elastic import Calibration, Predictor, Unit, bytes_of, units_of
 from meedge_ray.domain.errors import BudgetError, InvalidInputError, NotFoundError, UnavailableError
 from meedge_ray.runtime import client as client_module
+from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
 from meedge_ray.runtime.placing import Placer
@@ -72,7 +73,7 @@ def test_the_budget_holds_where_branches_share_units(service, store, worlds, sam
     service.world = world = worlds(shared=True, blocks=2, final_accuracy=0.3)
     service.away = False
     with ServiceClient(service.url, service.token) as client:
-        device = Device(client, store, "tiny")
+        device = Device(Cache(client, store), "tiny")
         for extra_bytes, away in steps:
             service.away = away
             memory_bytes = world.bundle.backbone_bytes + extra_bytes
@@ -108,7 +109,7 @@ def test_a_device_plans_sample_by_sample_where_that_pays_or_is_asked(
 ):
     service.world = world = with_predictor(world, gain)
     with ServiceClient(service.url, service.token) as client:
-        device = Device(client, store, "tiny", planning=planning)
+        device = Device(Cache(client, store), "tiny", planning=planning)
         assert (world.bundle.predictor.unit.sha256 in service.fetched()) == (planner == "samplewise")
         device.set_memory(whole_bytes)
         answer = device.infer(samples[0])
@@ -123,12 +124,12 @@ def test_without_its_predictor_a_device_plans_statically_unless_told_otherwise(s
     del world.units[world.bundle.predictor.unit.sha256]
     with ServiceClient(service.url, service.token) as client:
         with pytest.raises(NotFoundError):
-            Device(client, store, "tiny", planning="samplewise")
-        assert Device(client, store, "tiny").infer(samples[0]).planner == "none"
+            Device(Cache(client, store), "tiny", planning="samplewise")
+        assert Device(Cache(client, store), "tiny").infer(samples[0]).planner == "none"
 
 
 def test_placements_and_plans_are_for_the_law_of_the_kills_time(client, store, service, samples, whole_bytes):
-    device = Device(client, store, "tiny", horizon_ms=8.0, distribution=LATE)
+    device = Device(Cache(client, store), "tiny", horizon_ms=8.0, distribution=LATE)
     placed = device.set_memory(whole_bytes)
     assert TimeDistribution.model_validate(service.placements[-1]["distribution"]) == LATE
     assert placed.branches  # this service knows uniform kills alone
@@ -142,7 +143,7 @@ def test_placements_and_plans_are_for_the_law_of_the_kills_time(client, store, s
 def test_a_shared_unit_travels_once(service, store, worlds):
     service.world = world = worlds(shared=True, blocks=2, final_accuracy=0.3)
     with ServiceClient(service.url, service.token) as client:
-        device = Device(client, store, "tiny")
+        device = Device(Cache(client, store), "tiny")
         service.requests.clear()
         status = device.set_memory(10**9)
     assert any(
@@ -180,14 +181,14 @@ def test_a_device_starts_again_without_the_server(device, service, store, whole_
     placed = device.set_memory(whole_bytes).branches
     service.away = True
     with ServiceClient(service.url, service.token) as client:
-        again = Device(client, store, "tiny")
+        again = Device(Cache(client, store), "tiny")
         assert again.set_memory(whole_bytes).branches == placed
 
 
 def test_a_device_that_never_saw_the_model_needs_the_server(service, store):
     service.away = True
     with ServiceClient(service.url) as client, pytest.raises(UnavailableError, match=service.url):
-        Device(client, store, "tiny")
+        Device(Cache(client, store), "tiny")
 
 
 def test_a_damaged_unit_of_the_cache_is_fetched_again(device, service, store, world, whole_bytes):
@@ -287,17 +288,17 @@ def test_it_answers_from_other_threads_while_branches_are_exchanged(device, worl
 
 def test_a_device_type_or_horizon_that_cannot_be_is_said_at_the_start(client, store):
     with pytest.raises(NotFoundError, match="board-1t"):
-        Device(client, store, "tiny", device_type="phone")
+        Device(Cache(client, store), "tiny", device_type="phone")
     with pytest.raises(InvalidInputError, match="horizon"):
-        Device(client, store, "tiny", horizon_ms=0.5)
+        Device(Cache(client, store), "tiny", horizon_ms=0.5)
     with pytest.raises(InvalidInputError, match=r"distribution\.normal\.mean_ms"):
-        Device(client, store, "tiny", horizon_ms=4.0, distribution=LATE)
+        Device(Cache(client, store), "tiny", horizon_ms=4.0, distribution=LATE)
     with pytest.raises(InvalidInputError, match="auto, static, samplewise"):
-        Device(client, store, "tiny", planning="sometimes")
+        Device(Cache(client, store), "tiny", planning="sometimes")
 
 
 def test_the_latency_budget_is_sent_once_the_rate_is_known(client, store, service, world, whole_bytes):
-    device = Device(client, store, "tiny", latency_budget_ms=1000, horizon_ms=8.0, device_type="board-1t")
+    device = Device(Cache(client, store), "tiny", latency_budget_ms=1000, horizon_ms=8.0, device_type="board-1t")
     assert device.set_memory(whole_bytes).source == "service"
     sent = service.placements[-1]
     assert (sent["latency_budget_ms"], sent["horizon_ms"], sent["device_type"]) == (1000, 8.0, "board-1t")
@@ -308,7 +309,7 @@ def test_the_latency_budget_is_sent_once_the_rate_is_known(client, store, servic
 def test_a_model_that_is_not_served_is_not_found(service, store, world):
     service.world = replace(world, bundle=replace(world.bundle, model="other"))
     with ServiceClient(service.url, service.token) as client, pytest.raises(NotFoundError):
-        Device(client, store, "tiny")
+        Device(Cache(client, store), "tiny")
 
 
 def _softmax(logits):

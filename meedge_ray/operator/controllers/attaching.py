@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from meedge_ray.actors.device import DeviceReport, DeviceSettings
+from meedge_ray.actors.device import DeviceReport
 from meedge_ray.actors.fleet import EdgeNodeInfo
+from meedge_ray.agent.status import MemoryState
+from meedge_ray.api.agent import DeviceSettings, ScheduledMemory
 from meedge_ray.api.edge_device import EdgeDeviceSpec
+from meedge_ray.domain.device_status import DeviceStatus
 from meedge_ray.domain.errors import (
     BudgetError,
     IntegrityError,
@@ -27,7 +30,7 @@ from meedge_ray.operator.view import Name
 
 SILENT_AFTER_S = 15.0
 HEARTBEAT_S = 15.0
-_NOISE = frozenset({"heartbeatTime", "processRssBytes"})  # what changes all the time and is no news
+_NOISE = frozenset({"heartbeatTime", "processRssBytes", "allowedBytes"})  # what changes all the time and is no news
 
 _REASONS: Mapping[type[MeedgeError], str] = {
     BudgetError: "BudgetTooSmall",
@@ -97,19 +100,32 @@ def wanted_of(device: Object, services: Mapping[Name, Object], read_token: Calla
     except OSError as error:
         return Refusal(reason="TokenNotFound", message=f"{status['tokenFile']}: {error.strerror}")
     served = {each["name"]: each["bundleSha256"] for each in status.get("models", ())}
-    settings = DeviceSettings(
-        base_url=status["url"],
-        token=token,
-        model=model,
-        cache_dir=spec.cache_dir,
-        memory_bytes=parse_bytes(spec.memory),
-        planning=spec.planning,
-        horizon_ms=None if spec.horizon_milliseconds is None else float(spec.horizon_milliseconds),
-        distribution=spec.distribution(),
-        threads=spec.threads,
-    )
+    settings = settings_of(spec, service_url=status["url"], token=token)
     waits = "" if model in served else f"ElasticService {name} does not serve {model} yet"
     return Wanted(settings=settings, bundle_sha256=served.get(model, ""), waits=waits)
+
+
+def settings_of(spec: EdgeDeviceSpec, *, service_url: str, token: str) -> DeviceSettings:
+    """Return what a device is started with by its spec."""
+    return DeviceSettings(
+        service_url=service_url,
+        token=token,
+        model=spec.model_ref.name,
+        cache_dir=spec.cache_dir,
+        memory_bytes=parse_bytes(spec.memory),
+        memory_policy=spec.memory_policy.policy(parse_bytes(spec.memory_policy.headroom)),
+        schedule=tuple(
+            ScheduledMemory(at=each.at, memory_bytes=parse_bytes(each.memory)) for each in spec.memory_schedule
+        ),
+        mode=spec.mode,
+        latency_ms=_number(spec.latency_milliseconds),
+        transfer_ms=_number(spec.transfer_milliseconds),
+        planning=spec.planning,
+        horizon_ms=_number(spec.horizon_milliseconds),
+        distribution=spec.distribution(),
+        device_type=spec.device_type,
+        threads=spec.threads,
+    )
 
 
 def next_step(wanted: Wanted | Refusal, seen: Seen) -> Step:
@@ -126,7 +142,7 @@ def next_step(wanted: Wanted | Refusal, seen: Seen) -> Step:
     status = report.status
     is_placed = (
         status is not None
-        and status.memory_bytes == wanted.settings.memory_bytes
+        and (bool(wanted.settings.schedule) or status.memory_bytes == wanted.settings.memory_bytes)
         and (bool(wanted.waits) or (status.source == "service" and status.bundle_sha256 == wanted.bundle_sha256))
     )
     return "none" if report.busy or is_placed else "place"
@@ -137,17 +153,7 @@ def conditions_of(wanted: Wanted | Refusal, seen: Seen) -> list[Condition]:
     conditions = [_ready(wanted, seen), _reachable(seen)]
     if seen.report is not None and seen.report.status is not None:
         status = seen.report.status
-        is_over = status.memory_bytes is not None and status.resident_bytes > status.memory_bytes
-        message = f"{status.resident_bytes} bytes of units are in memory, {status.memory_bytes} are allowed"
-        conditions.append(
-            Condition(
-                type="MemoryPressure",
-                status="True" if is_over else "False",
-                reason="BudgetTooSmall" if is_over else "WithinBudget",
-                message=message if is_over else "",
-                warning=is_over,
-            )
-        )
+        conditions.append(_pressure(status, seen.report.memory))
     return conditions
 
 
@@ -179,15 +185,22 @@ def status_of(before: Mapping[str, Any], seen: Seen, heard_at: datetime | None, 
         "bundleSha256": said.bundle_sha256,
         "settingsHash": settings_hash(seen.report.settings, said.memory_bytes),
     }
+    if seen.report.memory is not None:
+        status["allowedBytes"] = seen.report.memory.allowed_bytes
     is_news = not merge_patch(written, status).keys() <= _NOISE
     return status if is_news or _is_old(written.get("heartbeatTime"), now) else written
 
 
 def settings_hash(settings: DeviceSettings, memory_bytes: int | None) -> str:
     """Return a hash of what a device runs by: its budget is among it, its token is not."""
-    content = asdict(settings) | {"memory_bytes": memory_bytes, "token": ""}
-    content["distribution"] = settings.distribution.model_dump(mode="json")
+    # A schedule changes the budget by itself.
+    budget = None if settings.schedule else memory_bytes
+    content = settings.model_dump(mode="json") | {"memory_bytes": budget, "token": ""}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _number(decimal: str | None) -> float | None:
+    return None if decimal is None else float(decimal)
 
 
 def _is_old(heartbeat: str | None, now: datetime) -> bool:
@@ -196,7 +209,8 @@ def _is_old(heartbeat: str | None, now: datetime) -> bool:
 
 def _runs_as(report: DeviceReport, wanted: Wanted) -> bool:
     # A budget changes while it runs.
-    return replace(report.settings, memory_bytes=0) == replace(wanted.settings, memory_bytes=0)
+    same = {"memory_bytes": wanted.settings.memory_bytes}
+    return report.settings.model_copy(update=same) == wanted.settings
 
 
 def _reachable(seen: Seen) -> Condition:
@@ -225,12 +239,24 @@ def _ready(wanted: Wanted | Refusal, seen: Seen) -> Condition:
             return _no("Ready", "Loading", "it fetches and loads its model")
         reason = next((word for kind, word in _REASONS.items() if isinstance(report.problem, kind)), "Failed")
         return _no("Ready", reason, str(report.problem), warning=True)
-    if status.memory_bytes != wanted.settings.memory_bytes:
+    if not wanted.settings.schedule and status.memory_bytes != wanted.settings.memory_bytes:
         return _no("Ready", "Placing", f"it makes do with {wanted.settings.memory_bytes} bytes soon")
-    if status.resident_bytes > status.memory_bytes:
+    if status.memory_bytes is not None and status.resident_bytes > status.memory_bytes:
         return _no("Ready", "BudgetTooSmall", status.problem, warning=True)
     reason = "Placed" if status.source == "service" else "PlacedLocally"
     return Condition(type="Ready", status="True", reason=reason, message=status.problem)
+
+
+def _pressure(status: DeviceStatus, memory: MemoryState | None) -> Condition:
+    declared_bytes = status.memory_bytes
+    if declared_bytes is not None and status.resident_bytes > declared_bytes:
+        message = f"{status.resident_bytes} bytes of units are in memory, {declared_bytes} are allowed"
+        return Condition(type="MemoryPressure", status="True", reason="BudgetTooSmall", message=message, warning=True)
+    if memory is not None and declared_bytes is not None and memory.allowed_bytes < declared_bytes:
+        # Without numbers, which change all the time: allowedBytes has them.
+        message = f"{memory.source} leaves its units less than is declared"
+        return Condition(type="MemoryPressure", status="True", reason="LittleLeft", message=message)
+    return Condition(type="MemoryPressure", status="False", reason="WithinBudget")
 
 
 def _no(type: str, reason: str, message: str, *, warning: bool = False) -> Condition:

@@ -1,0 +1,1 @@
+"""The agent: the process on a device that keeps its model answering."""
