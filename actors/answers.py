@@ -12,6 +12,7 @@ from meedge_ray.api.serving import (
     PlacementResponse,
     UnitBody,
 )
+from meedge_ray.api.time_distribution import UNIFORM
 from meedge_ray.domain.elastic import Unit, distinct_units
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.domain.placement import Placement
@@ -52,6 +53,12 @@ def frontier(catalog: Catalog, model: str, device_type: str | None, horizon_ms: 
             for point in placer.points()
         ],
     )
+
+
+def is_looked_up(request: PlacementRequest) -> bool:
+    """Return whether a placement is a mere look-up, for the frontier it is on was computed with the catalog."""
+    is_default = request.horizon_ms is None and request.distribution == UNIFORM
+    return is_default and request.method == "frontier" and request.latency_budget_ms is None
 
 
 def place(catalog: Catalog, model: str, request: PlacementRequest, request_bytes: int) -> PlacementResponse:

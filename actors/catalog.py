@@ -41,6 +41,8 @@ class Catalog:
         self._models: dict[str, ServedModel] = {}
         self._stores: dict[str, UnitStore] = {}
         self._former: dict[str, UnitStore] = {}
+        self._units: dict[str, frozenset[str]] = {}
+        self._former_units: dict[str, frozenset[str]] = {}
         self._intact: set[tuple[str, int, int]] = set()
         self._placer = lru_cache(maxsize=_KEPT_PLACERS)(self._make_placer)
         for directory in directories:
@@ -55,6 +57,7 @@ class Catalog:
         """
         new, problems = Catalog(), []
         new._former, new._intact = dict(self._stores), set(self._intact)
+        new._former_units = dict(self._units)
         before = {model.directory: model for model in self.models}
         for directory in directories:
             try:
@@ -103,6 +106,10 @@ class Catalog:
         profile = find_profile(self.model(model).bundle, device_type)
         return self._placer(model, profile.device_type, horizon_ms, distribution)
 
+    def has_unit(self, model: str, sha256: str) -> bool:
+        """Return whether a model's bundle names that unit, or the bundle before did."""
+        return any(sha256 in units.get(model, ()) for units in (self._units, self._former_units))
+
     def unit_path(self, sha256: str) -> Path:
         """Return the file of a unit that a served bundle names, verified since the file last changed.
 
@@ -126,7 +133,9 @@ class Catalog:
                 do="Serve one of them, or build one under another name",
             )
         self._models[name] = served
-        self._stores.update((unit.sha256, served.store) for unit in bundle_units(served.bundle))
+        units = {unit.sha256: served.store for unit in bundle_units(served.bundle)}
+        self._stores |= units
+        self._units[name] = frozenset(units)
         for device_type in served.bundle.profiles:
             self.placer(name, device_type).points()  # now: the first request may have no time for it
 

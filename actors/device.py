@@ -159,11 +159,10 @@ class DeviceActor:
         # An agent that was killed is started again; one that a former actor started is adopted.
         place = place_of(self._agent_settings.device)
         while not self._ended.wait(_LOOK_S):
-            was_started = self._client is not None or place.record() is not None
-            if not was_started or (self._client is not None and place.is_listened_to()):
-                continue
+            if self._client is None and place.record() is None:
+                continue  # nobody has asked for it yet
             with self._starting, suppress(MeedgeError):
-                if not self._ended.is_set():
+                if not self._ended.is_set() and not (self._client is not None and place.is_listened_to()):
                     former, self._client = self._client, running_agent(self._agent_settings)
                     if former is not None:
                         former.close()

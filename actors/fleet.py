@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 
 from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, NAMESPACE, ROLE_LABEL, detached_on_head
 from meedge_ray.actors.device import detach_device, device_names, find_device, start_device
+from meedge_ray.actors.fleet_scheduler import start_scheduler, stop_scheduler
 from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.domain.device_status import DeviceStatus
 from meedge_ray.domain.errors import MeedgeError, NotFoundError
@@ -94,8 +96,12 @@ def _look(name: str, live: Collection[str]) -> FleetDevice:
 
 
 def start_fleet(settings: DeviceSettings) -> None:
-    """Attach every edge node there is and will be, all with the same settings; a running fleet goes on as it is."""
+    """Attach every edge node there is and will be, all with the same settings; a running fleet goes on as it is.
+
+    `find_scheduler` then gives what routes requests to the devices.
+    """
     ray.remote(Fleet).options(**detached_on_head(_NAME)).remote(settings)
+    start_scheduler()
 
 
 def fleet_devices(*, timeout_s: float = 30.0) -> tuple[FleetDevice, ...]:
@@ -109,12 +115,14 @@ def fleet_devices(*, timeout_s: float = 30.0) -> tuple[FleetDevice, ...]:
 
 
 def stop_fleet() -> None:
-    """End the fleet and detach its devices.
+    """End the fleet, its scheduler too, and detach its devices.
 
     Raises:
         NotFoundError: no fleet runs.
     """
     ray.kill(_fleet())
+    with suppress(NotFoundError):
+        stop_scheduler()
     for name in device_names():
         detach_device(name)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -13,11 +14,14 @@ from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayError
 
-from meedge_ray.actors.app import Served, create_app
+from meedge_ray.actors.admission import Served
+from meedge_ray.actors.app import create_app
 from meedge_ray.actors.catalog import Catalog
+from meedge_ray.actors.credentials import device_secret
+from meedge_ray.actors.registry_actor import ReplicaLink, end_registry
 from meedge_ray.actors.serve_options import ACTOR_OPTIONS, DEPLOYMENT, LOGGING
 from meedge_ray.actors.waiting import eventually
-from meedge_ray.domain.errors import UnavailableError
+from meedge_ray.domain.errors import InvalidInputError, UnavailableError
 
 _NAME = "meedge"
 _ONGOING = 64  # a replica's requests at a time; most wait for a device's slow link
@@ -41,11 +45,12 @@ class PlacementService:
     def __init__(self, token: str | Path) -> None:
         """Take the token, or the file that holds it."""
         self._token = token
-        self._served = Served(Catalog(), _read_token(token))
+        self._served = Served(Catalog(), _read_token(token), device_secret=device_secret(token))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; Serve calls it in the replica, after the constructor."""
-        return create_app(self._served)
+        service = serve.get_replica_context().app_name
+        return create_app(self._served, ReplicaLink(service, self._token if isinstance(self._token, Path) else None))
 
     async def reconfigure(self, config: Bundles) -> None:
         """Serve these bundles from now on; Serve calls it before the first request and whenever `config` changes.
@@ -82,11 +87,27 @@ def application(arguments: Arguments) -> serve.Application:
     return _deployment().bind(arguments.token_file)
 
 
-def run_service(directories: Sequence[Path], token: str, *, host: str = "127.0.0.1", port: int) -> str:
+def run_service(
+    directories: Sequence[Path],
+    token: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> str:
     """Serve the bundles in `directories` and return the URL, where the service answers from then on.
 
     A service that runs already is replaced. Needs a connection to a cluster, on whose head `host` is an
     address; every node that is no edge must see the directories under the same paths.
+
+    Args:
+        directories: of the bundles.
+        token: what may do everything. What is known of thin devices is kept in memory alone, for it is in no file.
+        host: where to listen.
+        port: where to listen.
+        certificate: PEM file of the chain that HTTPS is served with; None serves HTTP.
+        key: PEM file of its private key, without a password.
 
     Raises:
         InvalidInputError: a bundle or the token cannot be used.
@@ -95,11 +116,12 @@ def run_service(directories: Sequence[Path], token: str, *, host: str = "127.0.0
     """
     # What a user got wrong is said here and now, and not by a replica that is started again and again.
     served = Served(Catalog([directory.resolve() for directory in directories]), token)
+    tls = _tls_options(certificate, key)
     bundles: Bundles = {"bundles": {str(model.directory): model.sha256 for model in served.catalog.models}}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    url = f"http://{host}:{port}"
+    url = f"{'https' if tls else 'http'}://{host}:{port}"
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=LOGGING)
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, **tls}, logging_config=LOGGING)
     except (RuntimeError, RayError) as error:
         _stop_serve()
         raise _not_up("Ray Serve cannot listen there", url, "Take a free port of the cluster's head") from error
@@ -117,6 +139,7 @@ def run_service(directories: Sequence[Path], token: str, *, host: str = "127.0.0
 def stop_service() -> None:
     """Take the service down, and Ray Serve with it if it serves nothing else."""
     serve.delete(_NAME)
+    end_registry(_NAME)
     if not serve.status().applications:
         _stop_serve()
 
@@ -151,9 +174,24 @@ def _is_there(actor: tuple[str, str]) -> bool:
     return True
 
 
+def _tls_options(certificate: Path | None, key: Path | None) -> dict[str, str]:
+    if certificate is None and key is None:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(str(certificate), str(key), password="")
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidInputError(
+            f"HTTPS cannot be served with that ({error})",
+            where=f"certificate {certificate}, key {key}",
+            do="Give both, as PEM files that belong together, the key without a password",
+        ) from error
+    return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+
+
 def _answers(url: str) -> bool:
     try:
-        httpx.get(f"{url}/-/healthz", timeout=_PROXY_TIMEOUT_S)
+        # Whether anybody listens there is asked, and nothing told: its own name need not be this one.
+        httpx.get(f"{url}/-/healthz", timeout=_PROXY_TIMEOUT_S, verify=False)  # noqa: S501
     except httpx.HTTPError:
         return False
     return True

@@ -3,9 +3,14 @@
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +94,55 @@ def test_the_committed_report_of_resnet20_beats_its_baselines_at_equal_memory() 
     assert methods["meedge"]["resident_bytes"] <= methods["spinn"]["resident_bytes"]
     assert methods["meedge"]["mae"] > max(methods["spinn"]["mae"], methods["single_exit"]["mae"])
     assert abs(report["kills"]["predicted"] - report["kills"]["measured"]) <= 0.01
+
+
+@pytest.mark.ray
+def test_a_device_without_ray(tmp_path: Path) -> None:
+    manifest = (HERE / "01-digits" / "model.yaml").read_text()
+    (tmp_path / "model.yaml").write_text(re.sub(r"epochs: \d+", "epochs: 1", manifest.replace("resnet20", "resnet8")))
+    meedge("build", "model.yaml", "-o", "digits", cwd=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["MEEDGE_RUN_DIR"] = str(tmp_path / "run")
+    command = [sys.executable, "-m", "meedge_ray.cli.main"]
+    with ExitStack() as stack:
+
+        def started(*arguments: str, **more: str) -> "subprocess.Popen[str]":
+            process = subprocess.Popen(
+                [*command, *arguments], cwd=tmp_path, env=environment | more, stdout=subprocess.PIPE, text=True
+            )
+            stack.enter_context(process)
+            stack.callback(process.send_signal, signal.SIGINT)
+            return process
+
+        serving = started("serve", "digits", "--port", str(port), "-o", "json")
+        assert serving.stdout is not None
+        said = json.loads("".join(iter(serving.stdout.readline, "}\n")) + "}")
+        token, _, agent = said["enrol"].partition(" meedge ")
+        arguments = agent.replace("NAME", "pi-1").replace("digits/", "").split()
+        started(*arguments, "--cache-dir", "cache", MEEDGE_TOKEN=token.removeprefix("MEEDGE_TOKEN="))
+
+        def status() -> dict[str, Any]:
+            done = subprocess.run(
+                [*command, "agent", "status", "-o", "json"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                check=False,
+            )
+            return dict(json.loads(done.stdout)) if done.returncode == 0 else {}
+
+        give_up = time.monotonic() + 60
+        while not (now := status()) or now["running"] is None or now["busy"]:
+            assert time.monotonic() < give_up, now
+        assert now["running"]["source"] == "service"
+        assert now["heartbeat_problem"] is None
+        ask = str(HERE / "05-on-the-device" / "ask.py")
+        run_dir = environment["MEEDGE_RUN_DIR"]
+        assert "branches in" in run(ask, "--seconds", "1", cwd=tmp_path, MEEDGE_RUN_DIR=run_dir)
+        meedge(
+            "agent", "memory", "1Ki", "--in-seconds", "60", cwd=tmp_path, MEEDGE_RUN_DIR=environment["MEEDGE_RUN_DIR"]
+        )
+        assert status()["foreseen"]
+        meedge("agent", "stop", cwd=tmp_path, MEEDGE_RUN_DIR=environment["MEEDGE_RUN_DIR"])

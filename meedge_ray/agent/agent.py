@@ -16,7 +16,7 @@ from typing import Any
 from meedge_ray.agent.heartbeat import Heartbeat
 from meedge_ray.agent.metrics import Histogram
 from meedge_ray.agent.problems import error_of, problem_of
-from meedge_ray.agent.scheduler import Scheduler
+from meedge_ray.agent.scheduler import PARTING_S, Scheduler
 from meedge_ray.agent.status import AgentStatus, Counts, ForeseenBudget, MemoryState
 from meedge_ray.api.agent import AgentProblem, AgentSettings, Mode
 from meedge_ray.bundle.store import UnitStore
@@ -83,13 +83,16 @@ class Agent:
         self.close()
 
     def close(self) -> None:
-        """End its threads and connections; inferences under way return the best they have."""
+        """End its threads and connections; inferences under way return the best they have.
+
+        A thread that waits for the service is left behind: it ends when it learns that its connection has.
+        """
         self._stop.set()
         self._retry.set()
         if self._heartbeat is not None:
             self._heartbeat.close()
         self._latency.end(for_memory=False)
-        self._loading.join()
+        self._loading.join(PARTING_S)
         if self._scheduler is not None:
             self._scheduler.close()
         self.client.close()
@@ -261,7 +264,7 @@ class Agent:
 
     def _begin(self) -> None:
         settings = self.settings
-        need = self._cache.bundle(self._model).backbone_bytes
+        need = self._cache.bundle_at_hand(self._model).backbone_bytes
         budget = self._memory.declared_bytes
         if need > budget:
             raise BudgetError(
@@ -297,7 +300,8 @@ class Agent:
             problem = problem_of(error)
             raise
         except Exception as error:
-            _log.exception("the agent failed")
+            if not self._stop.is_set():
+                _log.exception("the agent failed")
             failed = UnavailableError(f"the agent failed ({error!r})", do="See its log; please report it")
             problem = problem_of(failed)
             raise failed from error

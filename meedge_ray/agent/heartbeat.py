@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
@@ -115,7 +116,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         failures = 0
-        while not self._stop.wait(min(self._every_s * 2**failures, max(self._every_s, _LONGEST_PAUSE_S))):
+        while not self._stop.wait(self._pause_s(failures)):
             try:
                 self._beat_or_register()
                 failures, self.problem = 0, None
@@ -123,6 +124,11 @@ class Heartbeat:
                 failures, self.problem = min(failures + 1, 10), problem_of(error)
             except Exception:
                 _log.exception("the device could not say how it is")
+
+    def _pause_s(self, failures: int) -> float:
+        # Uneven, so that a thousand devices which came at once do not go on all at once.
+        pause_s: float = min(self._every_s * 2**failures, max(self._every_s, _LONGEST_PAUSE_S))
+        return pause_s * random.uniform(0.8, 1.0)  # noqa: S311 - nothing is to be kept secret
 
     def _beat_or_register(self) -> None:
         try:

@@ -18,6 +18,7 @@ _LOOK_S = 0.02  # a look takes 0.1 ms
 _ASK_AGAIN_S = 60.0  # the service, which may have learnt something new
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # between attempts while the service is away
 _RETURN_S = 1.0  # longest wait for inferences that were told to end: a block's time
+PARTING_S = 0.5  # that a thread is given to end
 _TRIES = 4  # of one inference that memory takes the units from
 
 _log = logging.getLogger(__name__)
@@ -48,16 +49,18 @@ class Scheduler:
         """Keep to the memory there is from now on; the service has placed, or is away, when this returns."""
         watch, follow = self._threads
         watch.start()
+        with suppress(MeedgeError):  # the device's status says so
+            self.device.make_do()
         self._ask()
         follow.start()
 
     def close(self) -> None:
-        """Stop looking; inferences go on."""
+        """Stop looking; inferences go on. A thread that waits for the service ends when that has answered."""
         self._stop.set()
         self._wake.set()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
+                thread.join(PARTING_S)
 
     def infer(self, sample: Any, *, deadline_ms: float | None = None) -> Answer:  # noqa: ANN401 - as Device.infer
         """Answer for one raw sample; see `Device.infer`.
@@ -165,7 +168,8 @@ class Scheduler:
             except MeedgeError as error:
                 _log.info("no placement: %s", error)
             except Exception:
-                _log.exception("the service could not be followed")
+                if not self._stop.is_set():
+                    _log.exception("the service could not be followed")
 
     def _prepare(self) -> None:
         coming = self.memory.foreseen()

@@ -120,7 +120,8 @@ class MemoryAt(Spec):
     """A budget that begins at a time of every day."""
 
     at: str = Field(
-        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$", description='the device\'s local time, such as "22:30"'
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$",
+        description='the device\'s local time, such as "22:30"',
     )
     memory: Quantity = Field(description="budget from then on")
 

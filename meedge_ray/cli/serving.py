@@ -42,13 +42,18 @@ def serve(
     plan: Planning = Plan.AUTO,
     horizon_ms: Horizon = None,
     distribution: Distribution = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="serve HTTPS: PEM file of the certificate, under this path on devices too")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key")] = None,
     form: Annotated[Format, typer.Option("-o", "--output", help="how to answer")] = Format.TEXT,
 ) -> None:
     """Serve bundles' placements and units over HTTP, until it is stopped.
 
     Callers send the bearer token in MEEDGE_TOKEN; without one a random token is made and printed. Runs on the cluster
-    RAY_ADDRESS names, else on one of its own, which edge nodes can join with the printed command. How devices plan,
-    and for which kills, goes with --memory.
+    RAY_ADDRESS names, else on one of its own, which edge nodes can join with the printed command. Devices without Ray
+    come with the other one: their token lets them register, and nothing else. How devices plan, and for which kills,
+    goes with --memory.
 
     Example: meedge serve digits --memory 1200Ki
     """
@@ -64,20 +69,22 @@ def serve(
             planner_for(plan.value, bundle, placer.profile, (), predictor, horizon_ms=placer.horizon_ms, law=placer.law)
     with extra("ray"):
         from meedge_ray.actors.cluster import LOOPBACK, cluster
-        from meedge_ray.api.agent import DeviceSettings
+        from meedge_ray.actors.credentials import enrolment_token
         from meedge_ray.actors.fleet import start_fleet, stop_fleet
         from meedge_ray.actors.serving import run_service, stop_service
+        from meedge_ray.api.agent import DeviceSettings
     given = os.environ.get("MEEDGE_TOKEN")
     token = given or secrets.token_urlsafe(32)
     with ExitStack() as stack:
         joined = stack.enter_context(cluster(host=LOOPBACK if host == "127.0.0.1" else host))
-        url = run_service(directories, token, host=host, port=port)
+        url = run_service(directories, token, host=host, port=port, certificate=tls_cert, key=tls_key)
         stack.callback(stop_service)
         if memory_bytes is not None:
             start_fleet(
                 DeviceSettings(
                     service_url=url,
                     token=token,
+                    ca_file=None if tls_cert is None else str(tls_cert.resolve()),
                     model=bundle.model,
                     cache_dir=cache_dir,
                     memory_bytes=memory_bytes,
@@ -87,13 +94,14 @@ def serve(
                 )
             )
             stack.callback(stop_fleet)
-        join = _join_command(joined)
+        join, enrol = _join_command(joined), _enrol_command(url, enrolment_token(token), bundle.model, tls_cert)
         emit(
             form,
-            {"url": url, "token": None if given else token, "address": joined.address, "join": join},
+            {"url": url, "token": None if given else token, "address": joined.address, "join": join, "enrol": enrol},
             f"serving {', '.join(map(str, directories))} at {url}; page for people: {url}/docs",
             "token: the one in MEEDGE_TOKEN" if given else f"token: {token}",
             f"join an edge node, NAME being its own:\n  {join}",
+            f"or a device without Ray:\n  {enrol}",
             "stop with Ctrl-C",
         )
         sys.stdout.flush()
@@ -112,6 +120,14 @@ def _refuse_without_devices(plan: Plan, horizon_ms: float | None, distribution: 
     for option, is_given in given.items():
         if is_given:
             raise InvalidInputError("is for devices, and none is given one", where=option, do="Add --memory")
+
+
+def _enrol_command(url: str, token: str, model: str, certificate: Path | None) -> str:
+    ca_file = "" if certificate is None else " --ca-file CERTIFICATE"
+    return (
+        f"MEEDGE_TOKEN={token} meedge agent run --enroll --service-url {url}{ca_file} "
+        f"--model {model} --memory 2Mi --device NAME"
+    )
 
 
 def _join_command(joined: "Cluster") -> str:

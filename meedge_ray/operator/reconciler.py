@@ -16,7 +16,7 @@ import ray
 from meedge_ray.actors.cluster import NAMESPACE, detached_on_head
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
-from meedge_ray.operator.controllers import devices, fleets, models, services
+from meedge_ray.operator.controllers import devices, fleets, models, services, thin_devices
 from meedge_ray.operator.world import OperatorSettings, World
 
 _NAME = "reconciler"
@@ -37,7 +37,7 @@ async def run_operator(settings: OperatorSettings, stop: asyncio.Event | threadi
     os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # the one way kopf takes it
     kopf.on.login(registry=registry)(kopf.login_with_kubeconfig)
     world.watch(registry)
-    for controller in (models, services, fleets, devices):
+    for controller in (models, services, fleets, devices, thin_devices):
         controller.register(registry, world)
     with closing(world), world.sweeps.running():
         await kopf.operator(registry=registry, standalone=True, clusterwide=True, stop_flag=stop)
@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--ray-address", required=True)
     parser.add_argument("--serve-host", default="127.0.0.1")
     parser.add_argument("--serve-port", type=int, default=8000)
+    parser.add_argument("--serve-certificate", type=Path, help="PEM file; with --serve-key services speak HTTPS")
+    parser.add_argument("--serve-key", type=Path)
     parser.add_argument("--detached", action="store_true", help="start them on the cluster's head and return")
     given = vars(parser.parse_args())
     detached = given.pop("detached")

@@ -19,7 +19,8 @@ from meedge_ray.operator.view import View
 class OperatorSettings:
     """Where the operator finds its API server, its Ray cluster and its files.
 
-    Relative paths in manifests start at `base_dir`. Devices reach services at `serve_host` and `serve_port`.
+    Relative paths in manifests start at `base_dir`. Devices reach services at `serve_host` and `serve_port`, over
+    HTTPS where there are a certificate and its key, PEM files on the cluster's head.
     """
 
     kubeconfig: Path
@@ -29,11 +30,19 @@ class OperatorSettings:
     ray_address: str
     serve_host: str = "127.0.0.1"
     serve_port: int = 8000
+    serve_certificate: Path | None = None
+    serve_key: Path | None = None
 
     @property
     def token(self) -> str:
         """The cluster's token, empty without one; from the environment, so that it is never stored with the rest."""
         return os.environ.get("RAY_AUTH_TOKEN", "") if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+
+    @property
+    def serve_tls(self) -> tuple[Path, Path] | None:
+        """The certificate that services are served with, and its key; None without both."""
+        certificate, key = self.serve_certificate, self.serve_key
+        return None if certificate is None or key is None else (certificate, key)
 
     def path(self, text: str) -> Path:
         """Return where a path in a manifest leads."""

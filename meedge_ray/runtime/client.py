@@ -40,6 +40,11 @@ _ADVICE: dict[int, str] = {
     HTTPStatus.NOT_FOUND: "Check the URL of the service",
 }
 
+# Servers drop a connection that was silent for 5 s, and over a slow link a request may meet them doing so.
+_SILENT_S = 2.0
+
+_KEEP_ALIVE_S = 60.0  # longer than between two heartbeats: else each would shake hands anew
+
 _TOKEN = re.compile(r"[!-~]*")
 
 _BodyT = TypeVar("_BodyT", bound=BaseModel)
@@ -74,7 +79,8 @@ class ServiceClient:
             raise _bad_url(base_url)
         self.renew_token(token)
         verify = _trusted(url, ca_file)
-        self._http = httpx.Client(base_url=url, auth=self._with_token, verify=verify, timeout=timeout_s)
+        limits = httpx.Limits(keepalive_expiry=_SILENT_S)
+        self._http = httpx.Client(base_url=url, auth=self._with_token, verify=verify, timeout=timeout_s, limits=limits)
 
     def __enter__(self) -> Self:
         return self

@@ -32,6 +32,7 @@ from meedge_ray.runtime.preemption import Preemption
 from meedge_ray.runtime.sbran import Sbran
 from meedge_ray.search.predictor import ConfidencePredictor
 
+
 @dataclass(frozen=True, slots=True)
 class _Decision:
     source: Source
@@ -99,7 +100,7 @@ class Device:
         self._control, self._following = Lock(), Lock()  # of what is resident, and of who speaks with the service
         self._memory_bytes: int | None = None
         self._prepared: _Prepared | None = None
-        self._running = self._loaded(self._cache.bundle(model))
+        self._running = self._loaded(self._cache.bundle_at_hand(model))
         self._decision = _Decision("local", "no memory budget was set yet")
 
     @property
@@ -205,6 +206,17 @@ class Device:
             engine = self._running.engine
             self._running.arrange(engine.branches, engine.resident_bytes)
 
+    def make_do(self) -> None:
+        """Place the best of what is held: the service may take its time, or never answer.
+
+        Raises:
+            BudgetError: the budget is below the backbone.
+            MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
+        """
+        with self._following:
+            if self._memory_bytes is not None:
+                self._make_do()
+
     def follow(self) -> None:
         """Ask the service which branches are best for the budget, fetch what is lacking, and exchange them.
 
@@ -259,6 +271,7 @@ class Device:
             threads=self._threads,
         )
         planner_of = partial(self._planner, bundle, placer, self._predictor(bundle))
+        planner_of(())  # what cannot be planned is refused here and now
         self._cache.release()
         return Sbran(bundle, placer, engine, self._cache.stored, planner_of)
 

@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from worlds import make_world
 
-from meedge_ray.actors.app import Served, create_app
+from meedge_ray.actors.admission import Served
+from meedge_ray.actors.app import create_app
 from meedge_ray.actors.catalog import Catalog
 from meedge_ray.bundle.manifest import unit_store, write_bundle
 
@@ -55,8 +56,7 @@ def bundle_writer():
 
 
 @contextmanager
-def _serve(directories):
-    app = create_app(Served(Catalog(directories), TOKEN))
+def _running(app):
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -64,10 +64,22 @@ def _serve(directories):
         while not server.started:
             time.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
-            yield http
-        server.should_exit = True
-        thread.join()
+        try:
+            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+                yield http
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _serve(directories):
+    return _running(create_app(Served(Catalog(directories), TOKEN)))
+
+
+@pytest.fixture(scope="session")
+def running():
+    """Run an application; gives an HTTP client that bears the token."""
+    return _running
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meedge_ray.actors.app import Served, create_app
+from meedge_ray.actors.admission import Served
+from meedge_ray.actors.app import create_app
 from meedge_ray.actors.catalog import Catalog
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
 from meedge_ray.api.time_distribution import TimeDistribution
@@ -15,6 +16,7 @@ from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units,
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.elastic import bytes_of, units_of
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError
+from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
 from meedge_ray.runtime.placing import Placer
@@ -423,9 +425,9 @@ def test_below_a_prefix_the_service_is_the_same(directories, token):
 
 def test_a_device_that_cannot_be_sent_to_in_time_places_what_it_holds(http, token, tmp_path, sample):
     with ServiceClient(str(http.base_url), token) as client:
-        patient = Device(client, UnitStore(tmp_path / "patient"), "tiny", latency_budget_ms=1e9)
+        patient = Device(Cache(client, UnitStore(tmp_path / "patient")), "tiny", latency_budget_ms=1e9)
         assert patient.set_memory(EVERYTHING).source == "service"
-        hasty = Device(client, UnitStore(tmp_path / "hasty"), "tiny", latency_budget_ms=1e-6)
+        hasty = Device(Cache(client, UnitStore(tmp_path / "hasty")), "tiny", latency_budget_ms=1e-6)
         status = hasty.set_memory(EVERYTHING)
         assert (status.source, status.branches) == ("local", ())
         assert "body.latency_budget_ms" in status.problem
@@ -435,7 +437,7 @@ def test_a_device_that_cannot_be_sent_to_in_time_places_what_it_holds(http, toke
 def test_a_device_works_with_it(http, world, token, tmp_path, sample):
     with ServiceClient(str(http.base_url), token) as client:
         assert client.bundle("tiny") == world.bundle
-        device = Device(client, UnitStore(tmp_path), "tiny")
+        device = Device(Cache(client, UnitStore(tmp_path)), "tiny")
         status = device.set_memory(EVERYTHING)
         assert (status.source, status.problem) == ("service", "")
         assert status.branches == Placer(world.bundle).place(EVERYTHING).branches

@@ -250,3 +250,11 @@ def test_what_was_not_taken_over_is_tried_again_and_still_said_to_be_so():
     seen = running(again, {"digits": OLD}, state="DEPLOYING", deployed_at=999.0)
     assert condition(plan(models=built(digits=NEW), seen=seen)) == ("True", "OldBundle")
     assert plan(models=built(digits="c" * 64), seen=seen).application["deployments"][0]["user_config"]["round"] == 0
+
+
+def test_with_a_certificate_services_are_served_over_https(schema, tmp_path):
+    tls = (tmp_path / "certificate.pem", tmp_path / "key.pem")
+    rendered = configuration([plan().application], host="10.0.0.1", port=8000, tls=tls)
+    options = schema.model_validate(rendered).http_options
+    assert (options.ssl_certfile, options.ssl_keyfile) == tuple(map(str, tls))
+    assert url_of(service(), host="10.0.0.1", port=8000, scheme="https") == "https://10.0.0.1:8000/default/vision"

@@ -26,6 +26,7 @@ from meedge_ray.operator.controllers.attaching import (
     wanted_of,
 )
 from meedge_ray.operator.controllers.reports import Reports
+from meedge_ray.operator.controllers.thin_plan import is_thin
 from meedge_ray.operator.publishing import is_ready
 from meedge_ray.operator.view import Name, name_of
 from meedge_ray.operator.world import World
@@ -70,7 +71,11 @@ class DeviceController:
         Raises:
             UnavailableError: the API server is away.
         """
-        devices = [each for each in self._world.devices.objects() if "deletionTimestamp" not in each["metadata"]]
+        devices = [
+            each
+            for each in self._world.devices.objects()
+            if "deletionTimestamp" not in each["metadata"] and not is_thin(each)
+        ]
         services = self._world.services.by_name()
         nodes, attached = live_nodes(ray.nodes()), device_names()
         declared: dict[str, Object] = {}

@@ -55,16 +55,19 @@ def application_name(service: Object) -> str:
     return ".".join(name_of(service))
 
 
-def url_of(service: Object, *, host: str, port: int) -> str:
+def url_of(service: Object, *, host: str, port: int, scheme: str = "http") -> str:
     """Return where a service answers."""
-    return f"http://{host}:{port}{_prefix(service)}"
+    return f"{scheme}://{host}:{port}{_prefix(service)}"
 
 
-def configuration(applications: Sequence[Mapping[str, Any]], *, host: str, port: int) -> dict[str, Any]:
-    """Return the one configuration of Ray Serve, which listens at `host`."""
+def configuration(
+    applications: Sequence[Mapping[str, Any]], *, host: str, port: int, tls: tuple[Path, Path] | None = None
+) -> dict[str, Any]:
+    """Return the one configuration of Ray Serve, which listens at `host`; with HTTPS by a certificate and its key."""
+    encryption = {} if tls is None else {"ssl_certfile": str(tls[0]), "ssl_keyfile": str(tls[1])}
     return {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port},
+        "http_options": {"host": host, "port": port, **encryption},
         "logging_config": LOGGING,
         "applications": list(applications),
     }

@@ -1,6 +1,7 @@
 """Keeps ElasticServices true: renders all of them into one configuration of Ray Serve, and asks each what it serves."""
 
 import secrets
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from meedge_ray.actors.serve_options import proxy_environment
 from meedge_ray.api.serving import ModelList
 from meedge_ray.bundle.files import write_atomically
-from meedge_ray.domain.errors import MeedgeError
+from meedge_ray.domain.errors import InvalidInputError, MeedgeError
 from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.controllers.rendering import (
     Plan,
@@ -45,9 +46,12 @@ class ServiceController:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        host = world.settings.serve_host
-        self._listen_at = _ANYWHERE if proxy_environment(host) else host
-        self._http = httpx.Client(timeout=_ANSWER_TIMEOUT_S, trust_env=False)
+        settings = world.settings
+        # HAProxy speaks no TLS here.
+        is_proxied = settings.serve_tls is None and proxy_environment(settings.serve_host)
+        self._listen_at = _ANYWHERE if is_proxied else settings.serve_host
+        verify = settings.serve_tls is None or _trusting(settings.serve_tls[0])
+        self._http = httpx.Client(timeout=_ANSWER_TIMEOUT_S, trust_env=False, verify=verify)
         self._deployed: frozenset[str] | None = None
         self._is_idle, self._used_at_s = False, time.monotonic()
 
@@ -86,8 +90,11 @@ class ServiceController:
             if application["source"] == "declarative" and application["status"] != "DELETING"
         }
         if wanted != deployed:
-            port = self._world.settings.serve_port
-            self._world.serve.deploy(configuration(list(wanted.values()), host=self._listen_at, port=port))
+            settings, host = self._world.settings, self._listen_at
+            applications = list(wanted.values())
+            self._world.serve.deploy(
+                configuration(applications, host=host, port=settings.serve_port, tls=settings.serve_tls)
+            )
         if wanted or details["applications"]:
             self._is_idle, self._used_at_s = False, time.monotonic()
         elif not details["proxies"]:
@@ -124,7 +131,8 @@ class ServiceController:
 
     def _url(self, service: Object) -> str:
         settings = self._world.settings
-        return url_of(service, host=settings.serve_host, port=settings.serve_port)
+        scheme = "https" if settings.serve_tls else "http"
+        return url_of(service, host=settings.serve_host, port=settings.serve_port, scheme=scheme)
 
     def _answers(
         self, services: Sequence[Object], token_files: Mapping[str, Path | Condition]
@@ -148,3 +156,16 @@ class ServiceController:
         except (httpx.HTTPError, ValidationError, OSError) as error:
             return None, str(error) or type(error).__name__
         return {model.name: model.bundle_sha256 for model in listed.models}, ""
+
+
+def _trusting(certificate: Path) -> ssl.SSLContext:
+    # Beside public authorities this very certificate, whoever has signed it.
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(certificate)
+    except OSError as error:
+        raise InvalidInputError(
+            f"the services' certificate cannot be read ({error})", where=str(certificate), do="Give a PEM file"
+        ) from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
