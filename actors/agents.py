@@ -6,6 +6,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.agent.client import AgentClient
 from meedge_ray.agent.launching import agent_command
@@ -18,7 +20,7 @@ _STOP_TIMEOUT_S = 5.0
 _LOG_BYTES = 2000
 
 # A shell that ends at once: a Ray worker takes its children with it, and the agent is to outlive it.
-_LET_GO = '"$@" >"$0" 2>&1 </dev/null &'
+_LET_GO = '"$@" >"$0" 2>&1 </dev/null & echo $!'
 
 
 def running_agent(settings: AgentSettings) -> AgentClient:
@@ -33,8 +35,10 @@ def running_agent(settings: AgentSettings) -> AgentClient:
         return client
     client.close()
     stop_agent(place)
-    log = _spawn(place, settings)
-    if not eventually(place.is_listened_to, timeout_s=_START_TIMEOUT_S):
+    log = place.path / "log"
+    pid = _spawn(place, settings, log)
+    eventually(lambda: place.is_listened_to() or not psutil.pid_exists(pid), timeout_s=_START_TIMEOUT_S)
+    if not place.is_listened_to():
         raise UnavailableError(
             "the device's agent did not start", where=str(log), do=f"Its log says:\n{_end_of(log) or '(nothing)'}"
         )
@@ -68,11 +72,9 @@ def stop_agents(run_dir: Path | None = None) -> None:
         stop_agent(AgentPlace(record.parent.name, record.parent.parent))
 
 
-def _spawn(place: AgentPlace, settings: AgentSettings) -> Path:
-    log = place.path / "log"
-    command = agent_command(place, settings)
-    subprocess.run(["/bin/sh", "-c", _LET_GO, str(log), *command], check=True, start_new_session=True)
-    return log
+def _spawn(place: AgentPlace, settings: AgentSettings, log: Path) -> int:
+    command = ["/bin/sh", "-c", _LET_GO, str(log), *agent_command(place, settings)]
+    return int(subprocess.check_output(command, start_new_session=True))
 
 
 def _end_of(log: Path) -> str:

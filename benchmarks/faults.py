@@ -24,6 +24,8 @@ import httpx
 import psutil
 from _results import write_results
 
+from meedge_ray.actors.agents import stop_agents
+from meedge_ray.agent.places import RUN_DIR
 from meedge_ray.cli.output import show, table
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.operator.client.api_client import ApiClient, Object
@@ -84,7 +86,7 @@ class World:
     def keep_edge_node(self, device: str) -> None:
         """Run an edge node, again and again."""
         words = self.status["join"].replace("NAME", device).split()
-        command, log = ["env", *words], (self.home / "edge.log").open("ab")
+        command, log = ["env", f"{RUN_DIR}={self.home}/run", *words], (self.home / "edge.log").open("ab")
 
         def keep() -> None:
             while not self._over.is_set():
@@ -145,6 +147,7 @@ class World:
     def end(self) -> int:
         """Stop all; return how many processes of the operator are left."""
         self._over.set()
+        stop_agents(self.home / "run")
         ours = [process for process in psutil.process_iter() if self._is_ours(process)]
         subprocess.run([*MEEDGE, "down"], env=self.environment, check=True, capture_output=True)
         os.killpg(self.node.pid, signal.SIGTERM)

@@ -43,7 +43,6 @@ _ADVICE: dict[int, str] = {
 # Servers drop a connection that was silent for 5 s, and over a slow link a request may meet them doing so.
 _SILENT_S = 2.0
 
-_KEEP_ALIVE_S = 60.0  # longer than between two heartbeats: else each would shake hands anew
 
 _TOKEN = re.compile(r"[!-~]*")
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
+from time import perf_counter
 from typing import Any, get_args
 
 from meedge_ray.api.agent import Mode
@@ -27,6 +28,7 @@ from meedge_ray.runtime.exit_planning import FiniteTimePlanner, Planning, learn_
 from meedge_ray.runtime.latency import LatencyMonitor
 from meedge_ray.runtime.loading import read_predictor
 from meedge_ray.runtime.memory import rss_bytes
+from meedge_ray.runtime.overruns import Overruns
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.preemption import Preemption
 from meedge_ray.runtime.sbran import Sbran
@@ -100,6 +102,7 @@ class Device:
         self._control, self._following = Lock(), Lock()  # of what is resident, and of who speaks with the service
         self._memory_bytes: int | None = None
         self._prepared: _Prepared | None = None
+        self._overruns = Overruns()
         self._running = self._loaded(self._cache.bundle_at_hand(model))
         self._decision = _Decision("local", "no memory budget was set yet")
 
@@ -207,12 +210,7 @@ class Device:
             self._running.arrange(engine.branches, engine.resident_bytes)
 
     def make_do(self) -> None:
-        """Place the best of what is held: the service may take its time, or never answer.
-
-        Raises:
-            BudgetError: the budget is below the backbone.
-            MeedgeError: a held unit cannot be loaded; the resident branches fit the budget.
-        """
+        """Place the best of what is held, as the service may never answer; with the errors of `follow`."""
         with self._following:
             if self._memory_bytes is not None:
                 self._make_do()
@@ -322,7 +320,10 @@ class Device:
             raise
 
     def _follow_service(self, memory_bytes: int) -> None:
-        response = self._ask(memory_bytes, latency_budget_ms=self._latency_budget_ms)
+        start = perf_counter()
+        budget_ms = self._latency_budget_ms
+        left_ms = None if budget_ms is None else self._overruns.left_ms(budget_ms)
+        response = self._ask(memory_bytes, latency_budget_ms=left_ms)
         if response.bundle_sha256 != self._running.sha256:
             self._rebuild()
         sbran = self._running
@@ -335,6 +336,9 @@ class Device:
         with self._control:
             self._check(size_bytes)
             sbran.arrange(response.branches, self._budget())
+        if response.fetch and response.transmission_ms is not None:
+            foretold_ms = response.search_ms + response.transmission_ms
+            self._overruns.add((perf_counter() - start) * 1e3, foretold_ms)
 
     def _fetch(self, sbran: Sbran, names: Collection[str], size_bytes: int) -> None:
         lacking = sbran.lacking(names)

@@ -29,7 +29,7 @@ Planning = Literal["auto", "static", "samplewise"]
 _TIMED = 200  # decisions, to know what one costs
 
 # Of a deadline's plan: by what share inferences vary around the profile, and how many plans are kept.
-_SPREAD = 0.1
+_SPREAD = 0.3
 _KEPT_PLANS = 128
 _INSTANT_MS = 1e-9
 _BACK_OFF = 2.0

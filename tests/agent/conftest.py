@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agents import SmallAgent, served
+from services import serving
 from worlds import SHAPE
 
 from meedge_ray.agent.client import AgentClient
@@ -39,3 +40,9 @@ def client(server, run_dir):
 @pytest.fixture(scope="session")
 def sample():
     return np.random.default_rng(1).integers(0, 256, SHAPE, dtype=np.uint8)
+
+
+@pytest.fixture
+def service(world):
+    with serving(world) as service:
+        yield service

@@ -15,6 +15,8 @@ import httpx
 import pytest
 from processes import family, survivors
 
+from meedge_ray.actors.agents import stop_agents
+from meedge_ray.agent.places import RUN_DIR, place_of
 from meedge_ray.domain.elastic import Bundle
 
 pytestmark = pytest.mark.ray
@@ -46,6 +48,7 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
         served = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
     started = []
     node = None
+    run_dir = tmp_path / "run"
     try:
         said = read_answer(served)
         headers = {"Authorization": f"Bearer {said['token']}"}
@@ -58,7 +61,7 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
         with (tmp_path / "node").open("wb") as log:
             node = subprocess.Popen(
                 [f"{Path(sys.executable).parent}/{word}" if word == "ray" else word for word in ["env", *join]],
-                env=environment,
+                env=environment | {RUN_DIR: str(run_dir)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -74,6 +77,8 @@ def test_what_serve_prints_is_enough_to_call_it_and_to_join_it(tiny: tuple[Path,
         if node is not None:
             node.terminate()
             node.wait(60)
+            assert place_of("pi-2", run_dir).is_listened_to(), "the agent outlives its node"
+            stop_agents(run_dir)
         served.send_signal(signal.SIGTERM)
         served.communicate(timeout=60)
     assert served.returncode == 0, (tmp_path / "log").read_text()

@@ -2,13 +2,11 @@
 
 from dataclasses import replace
 from itertools import product
-from statistics import NormalDist, median
+from statistics import NormalDist
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import SHAPE
 
 from meedge_ray.domain.elastic import Branch, Unit
 from meedge_ray.runtime.cache import Cache
@@ -18,7 +16,7 @@ from meedge_ray.runtime.latency import WINDOW, LatencyMonitor
 
 MS = st.floats(0.05, 5)
 ACCURACY = st.integers(1, 99).map(lambda percent: percent / 100)
-FACTOR = NormalDist(1.0, 0.1)  # what an inference takes, over what it takes by the profile
+FACTOR = NormalDist(1.0, 0.3)  # what an inference takes, over what it takes by the profile
 
 
 @st.composite
@@ -86,13 +84,13 @@ def test_the_final_exit_is_gone_for_where_it_comes_in_time_and_else_the_best_bef
     [profile] = world.bundle.profiles.values()
     finite = planner(world.bundle, profile)
     assert finite.begin(60.0).wanted[-1]  # it comes after 4 ms
-    assert list(finite.begin(3.5).wanted[-2:]) == [True, False]  # the one before takes 3.2
+    assert finite.begin(3.5).wanted[-2]  # the one before takes 3.2
 
 
 @pytest.mark.parametrize("deadline_ms", [0.0, 1e-6, 0.5])
 def test_where_nothing_would_come_in_time_an_inference_goes_for_what_comes_first(world, deadline_ms):
     [profile] = world.bundle.profiles.values()
-    assert list(planner(world.bundle, profile).begin(deadline_ms).wanted)[0]
+    assert planner(world.bundle, profile).begin(deadline_ms).wanted[0]
 
 
 def test_without_a_deadline_the_plan_is_the_anytime_one(world):
@@ -132,22 +130,19 @@ def test_an_inference_with_a_deadline_runs_what_is_planned_for_it(client, store,
     assert answer.planner == "finiteTime"
 
 
-@pytest.fixture
-def slow(world):
-    """The world by a profile that has it a hundred times as quick as it is: whatever is planned takes too long."""
+def test_a_device_whose_plans_are_too_long_for_any_result_gives_them_up(client, store, service, samples, worlds):
+    # By this profile the final exit comes just in time if nothing else is run; it really takes longer, and branches
+    # take far less.
+    world = worlds(blocks=12)
     [profile] = world.bundle.profiles.values()
-    final_ms = median(world.engine().infer(np.zeros(SHAPE)).elapsed_ms for _ in range(50))
-    unit_ms = final_ms / 100 / len(profile.block_ms)
+    engine = world.engine()
+    final_ms = min(engine.infer(samples[0]).outputs[-1].at_ms for _ in range(500))
     profile = replace(
         profile,
-        block_ms=(unit_ms,) * len(profile.block_ms),
-        branch_ms=dict.fromkeys(profile.branch_ms, unit_ms),
+        block_ms=(0.55 * final_ms / len(profile.block_ms),) * len(profile.block_ms),
+        branch_ms=dict.fromkeys(profile.branch_ms, 0.2 * final_ms),
     )
-    return final_ms, replace(world, bundle=replace(world.bundle, profiles={"board-1t": profile}))
-
-
-def test_a_device_whose_plans_are_too_long_for_any_result_gives_them_up(client, store, service, samples, slow):
-    final_ms, service.world = slow
+    service.world = replace(world, bundle=replace(world.bundle, profiles={"board-1t": profile}))
     device = device_of(client, store, service)
     labels = [device.infer(samples[0], deadline_ms=0.6 * final_ms).label for _ in range(300)]
     assert any(label is not None for label in labels)

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 TOKEN = "of-the-service"
 _PATIENCE_S = 60.0
+
+Wrap = Callable[[Sequence[str]], list[str]]
 
 
 class ServiceProcess:
@@ -41,11 +42,15 @@ class ServiceProcess:
         self._process.stdout.readline()
         assert self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the process; a command that wraps it takes its place."""
+        return self._process.pid
+
     def kill(self) -> None:
         """End it as a power cut would."""
-        with suppress(ProcessLookupError):
+        with self._process:  # closes what it has open to this one, and waits
             self._process.kill()
-        self._process.communicate()
 
     def renew(self) -> None:
         """Serve the bundle as it is in its folder now, soon."""

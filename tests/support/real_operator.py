@@ -20,6 +20,7 @@ import pytest
 import yaml
 from api_process import Kubectl, ServerProcess
 
+from meedge_ray.agent.places import RUN_DIR
 from meedge_ray.domain.errors import NotFoundError
 from meedge_ray.operator.client.api_client import ApiClient
 from meedge_ray.operator.client.resources import find_resource
@@ -89,6 +90,7 @@ class RayHead:
     @contextmanager
     def edge_node(self, device: str, labels: Mapping[str, str] | None = None) -> Iterator["subprocess.Popen[bytes]"]:
         """Have an edge node while the context lasts; it may not have joined yet when the context begins."""
+        from meedge_ray.actors.agents import stop_agents
         from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, Cluster, start_arguments
 
         marked = {**(labels or {}), ROLE_LABEL: EDGE, DEVICE_LABEL: device}
@@ -99,10 +101,12 @@ class RayHead:
             *("--disable-usage-stats", "--log-style=record", "--log-color=false", f"--temp-dir={folder}"),
         ]
         environment = clean_environment() | self.environment | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+        environment |= {RUN_DIR: str(folder / "run")}
         try:
             with running(command, environment, folder / "log") as process:
                 yield process
         finally:
+            stop_agents(folder / "run")  # they outlive their node
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,0 +1,232 @@
+"""Memory taken away from an agent and from what it is compared with, in real memory groups (MEEdge 4.2.2, Figure 9b).
+
+AlexNet on CIFAR-10. The single exit, the multi-exit network with one FC layer an exit, SPINN, and the agent, each a
+process of its own in a group of its own, serve the same client over the same socket: first under limits that change
+seven times, then beside a neighbour that grows in the same group until the kernel kills. Then a thousand random
+changes for the agent. Backbone and data come from MEEDGE_SHARED, or from the work folder.
+
+Run as a user who may make memory groups: python benchmarks/edge_memory.py
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _edge_asking import Asked, Asking, Images
+from _edge_bundle import TOKEN, edge_bundle, profiled, serving
+from _edge_contest import (
+    ANNOUNCED_S,
+    CHANGES,
+    CONTESTANTS,
+    OURS,
+    OURS_BARE,
+    POLICY,
+    START,
+    Scene,
+    beside_balloon,
+    change,
+    least_bytes,
+    limited,
+    single_exit_ms,
+    switches,
+    tell,
+)
+from _edge_group import GRACE_S
+from _edge_pictures import seven_changes_picture
+from _results import RESULTS, write_results
+
+from meedge_ray.cli.output import show, table
+from meedge_ray.runtime.placing import HORIZON_FACTOR
+from meedge_ray.train.evaluation import test_samples
+
+MIB = 2.0**20
+SPARE_BYTES = 2**20  # above what is needed, and the head-room
+LOWEST_SPARE_BYTES = 5 * 2**19  # of the seven changes: so that ours keeps some branches
+RATES_MIB = (20, 50, 100, 200, 400)  # a second, of the neighbour's growth
+SWINGS = 5  # of the neighbour at each rate
+TOLD_S = 0.25  # before a foreseen one of the random changes
+NEEDS = (*CONTESTANTS, OURS_BARE)
+
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/edge"), help="where the bundle is built and kept")
+    parser.add_argument("--bundle", type=Path, help="a bundle's folder instead")
+    parser.add_argument("--quick", action="store_true", help="only see that it runs; results stay in the work folder")
+    arguments = parser.parse_args()
+    work: Path = arguments.work.resolve()
+    results = work if arguments.quick else RESULTS
+    folder, bundle = edge_bundle(work, quick=arguments.quick, given=arguments.bundle)
+    folder, bundle = profiled(folder, bundle, work)
+    test = test_samples(bundle)
+    with tempfile.TemporaryDirectory(prefix="edge-") as run_dir, serving(folder) as url:
+        images = Images(np.asarray(test.x), test.y)
+        scene = Scene(folder, bundle, url, TOKEN, Path(run_dir), images, horizon_ms=1e3)
+        single_ms = single_exit_ms(scene)
+        [times] = bundle.profiles.values()
+        horizon_ms = HORIZON_FACTOR * max(single_ms, times.single_exit_ms)
+        scene = Scene(folder, bundle, url, TOKEN, Path(run_dir), images, horizon_ms)
+        said: Figures = {"single_exit_ms": single_ms, "horizon_ms": horizon_ms, "test_samples": len(images.y)}
+        said |= shown(scene, quick=arguments.quick)
+    seven_changes_picture(said.pop("stories"), results / "edge-memory.png")
+    if arguments.quick:
+        (results / "edge_memory.json").write_text(json.dumps(said))
+    else:
+        write_results("edge_memory", said)
+    print_tables(said)
+
+
+def shown(scene: Scene, *, quick: bool) -> Figures:
+    """Run everything; the stories are for the picture."""
+    needs = {name: least_bytes(scene, name) for name in NEEDS}
+    print("needs, MiB", {name: round(need / MIB, 1) for name, need in needs.items()}, flush=True)
+    low = needs[OURS] + POLICY.headroom_bytes + LOWEST_SPARE_BYTES
+    high = max(needs.values()) + POLICY.headroom_bytes + SPARE_BYTES
+    levels = [int(low + level * (high - low)) for level in (START, *(change.level for change in CHANGES))]
+    phase_s = 2.0 if quick else 6.0
+    stories = limited(scene, CONTESTANTS, levels, [change.foreseen for change in CHANGES], phase_s)
+    seven = {name: summary(story) for name, story in stories.items()}
+    print("seven changes", json.dumps(seven), flush=True)
+    neighbours = {}
+    for name in CONTESTANTS:
+        neighbours[name] = summary(beside_balloon(scene, name, levels, phase_s / 2, RATES_MIB[0] * MIB))
+        print(name, "beside a neighbour", neighbours[name], flush=True)
+    bare = needs[OURS_BARE] + POLICY.headroom_bytes + SPARE_BYTES
+    rates = {}
+    for rate in RATES_MIB[:1] if quick else RATES_MIB:
+        story = beside_balloon(scene, OURS, [levels[0], *[bare, levels[0]] * SWINGS], 1.5, rate * MIB)
+        rates[f"{rate}"] = summary(story)["kills"]
+        print("neighbour at", rate, "MiB/s", rates[f"{rate}"], flush=True)
+    many = thousand(scene, bare, low + 3 * SPARE_BYTES, quick=quick)
+    print("thousand changes", json.dumps(many), flush=True)
+    return {
+        "backbone_bytes": scene.bundle.backbone_bytes,
+        "needs_bytes": needs,
+        "levels_bytes": levels,
+        "foreseen": [change.foreseen for change in CHANGES],
+        "phase_s": phase_s,
+        "grace_s": GRACE_S,
+        "announced_s": ANNOUNCED_S,
+        "policy": POLICY.model_dump(),
+        "seven_changes": seven,
+        "beside_a_neighbour": neighbours,
+        "neighbour_mib_a_second_kills": rates,
+        "thousand_changes": many,
+        "switches": switches(scene.folder),
+        "stories": stories,
+    }
+
+
+def summary(story: Figures) -> Figures:
+    """Return what became of a process: how often killed, answers, and accuracy under kills, dead times counted too."""
+    asked: list[Asked] = story["asked"]
+    whole_s = asked[-1].at_s
+    return {
+        "kills": kills(story["watched"]),
+        "answers_a_second": sum(each.answered for each in asked) / whole_s,
+        "accuracy": accuracy(asked),
+        "empty_for_nothing": sum(each.for_nothing for each in asked),
+        "dead_share": float(np.mean([not alive for *_, alive in story["watched"]])),
+        "changes": story["changes"],
+    }
+
+
+def kills(watched: list[tuple[float, int, int, bool]]) -> int:
+    """Return how often a process was there and then was not."""
+    return sum(before and not after for (*_, before), (*_, after) in pairwise(watched))
+
+
+def accuracy(asked: list[Asked]) -> float:
+    """Return the share of right answers at random moments: every tenth of a second counts as much as any other."""
+    bins: dict[int, list[bool]] = {}
+    for each in asked:
+        bins.setdefault(int(each.at_s * 10), []).append(each.right)
+    return float(np.mean([np.mean(rights) for rights in bins.values()]))
+
+
+def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
+    """Change the limit of ours a thousand times, at random moments to random values; half of them foreseen."""
+    count, draw = (20 if quick else 1000), random.Random(0)
+    sudden: list[float] = []
+    foreseen: list[float] = []
+    killed = drops = 0
+    with scene.running(OURS) as resident:
+        resident.enforce(high)
+        resident.client.infer(scene.images.x[0])
+        start_s = time.perf_counter()
+        asking = Asking({OURS: resident.client}, scene.images, scene.horizon_ms, start_s, unhurried=0.5)
+        asking.start()
+        before = high
+        for _ in range(count):
+            level, told = draw.randint(low, high), draw.random() < 0.5
+            time.sleep(draw.uniform(0.15, 0.6))
+            if told and level < before:
+                tell(resident, level, (TOLD_S - 0.1) * 1e3)
+                time.sleep(TOLD_S)
+            result = change(resident, level=level, rises=level > before)
+            drops += level < before
+            if result.killed:
+                killed += 1
+                resident.start()
+            if level < before and result.waited:
+                (foreseen if told else sudden).append(result.after_ms)
+            before = level
+        asked = asking.end()[OURS]
+        status = resident.client.status()
+    return {
+        "changes": count,
+        "drops": drops,
+        "kills": killed,
+        "low_bytes": low,
+        "high_bytes": high,
+        "asked": len(asked),
+        "answered": sum(each.answered for each in asked),
+        "unanswered": sum(not each.answered for each in asked),
+        "empty_for_nothing": sum(each.for_nothing for each in asked),
+        "slowest_request_ms": max(each.took_ms for each in asked),
+        "sudden_that_had_to_release": len(sudden),
+        "foreseen_that_had_to_release": len(foreseen),
+        "release_ms": spread(sudden),
+        "release_ms_foreseen": spread(foreseen),
+        "counts": asdict(status.counts),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return percentiles."""
+    names, at = ("p50", "p90", "p99", "max"), (50, 90, 99, 100)
+    return dict(zip(names, np.percentile(values, at).tolist(), strict=True)) if values else {}
+
+
+def print_tables(said: Mapping[str, Any]) -> None:
+    """Print what became of whom."""
+    rows = []
+    for name in CONTESTANTS:
+        limits, beside = said["seven_changes"][name], said["beside_a_neighbour"][name]
+        rows.append(
+            [name, f"{said['needs_bytes'][name] / MIB:.1f} MiB", str(limits["kills"]), str(beside["kills"])]
+            + [f"{limits['answers_a_second']:.0f}", f"{limits['accuracy']:.1%}"]
+        )
+    head = ["process", "needs>", "killed>", "beside a neighbour>", "answers/s>", "right under kills>"]
+    many = said["thousand_changes"]
+    show(
+        table(head, rows),
+        f"{many['changes']} random changes: killed {many['kills']} times, {many['unanswered']} of {many['asked']} "
+        f"unanswered, {many['empty_for_nothing']} empty for nothing",
+        f"released after a sudden drop: {many['release_ms']}",
+        f"switches: {said['switches']['switch_ms']}",
+    )
+
+
+if __name__ == "__main__":
+    main()
