@@ -11,7 +11,7 @@ import ray
 
 from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, NAMESPACE, ROLE_LABEL, detached_on_head
 from meedge_ray.actors.device import detach_device, device_names, find_device, start_device
-from meedge_ray.actors.fleet_scheduler import start_scheduler, stop_scheduler
+from meedge_ray.actors.routing.fleet_scheduler import start_scheduler, stop_scheduler
 from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.domain.device_status import DeviceStatus
 from meedge_ray.domain.errors import MeedgeError, NotFoundError

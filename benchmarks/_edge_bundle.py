@@ -13,8 +13,8 @@ import torch
 import uvicorn
 from _networks import manifest, networks
 
-from meedge_ray.actors.app import Served, create_app
-from meedge_ray.actors.catalog import Catalog
+from meedge_ray.actors.service.app import Served, create_app
+from meedge_ray.actors.service.catalog import Catalog
 from meedge_ray.bundle.manifest import read_bundle, unit_store, write_bundle
 from meedge_ray.cli.output import Bars
 from meedge_ray.domain.elastic import Bundle
@@ -46,11 +46,21 @@ def profiled(folder: Path, bundle: Bundle, work: Path) -> tuple[Path, Bundle]:
     engine = load_engine(store, bundle.input, bundle.blocks, bundle.final_accuracy)
     times = profile(engine, list(named.values()), unit_reader(store), device_type=device_type())
     bundle = replace(bundle, profiles={times.device_type: times})
-    output = work / "profiled"
+    return _written(bundle, folder, work / "profiled"), bundle
+
+
+def with_heavy_branches(folder: Path, bundle: Bundle, work: Path) -> tuple[Path, Bundle]:
+    """Return the same backbone in a folder of its own, with SPINN's branches alone: a third of its bytes again."""
+    heavy = replace(bundle, branches=bundle.baselines["spinn"], baselines={}, confidences=None, predictor=None)
+    return _written(heavy, folder, work / "heavy"), heavy
+
+
+def _written(bundle: Bundle, source: Path, output: Path) -> Path:
     shutil.rmtree(output, ignore_errors=True)
-    shutil.copytree(folder / "units", output / "units", copy_function=os.link)
+    # Each file linked by itself: what a bundle does not name is removed from its folder.
+    shutil.copytree(source / "units", output / "units", copy_function=os.link)
     write_bundle(output, bundle)
-    return output, bundle
+    return output
 
 
 @contextmanager

@@ -27,8 +27,11 @@ CONTESTANTS = (SINGLE_EXIT, "multi_exit_fc", "spinn", OURS)
 ANNOUNCED_S = 1.0  # before a foreseen change
 ANSWER_S = 5.0  # longest wait for one
 EARLY_S = 0.1  # that the budget is told to begin before the limit does
-POLICY = MemoryPolicy(headroom_bytes=3 * 2**20, hysteresis=0.002, grow_after_s=0.3)
+# Quick to take memory again, so that there is something to give back at the next change.
+GREEDY = MemoryPolicy(hysteresis=0.002, grow_after_s=0.3)
+THIN = GREEDY.model_copy(update={"headroom_bytes": 3 * 2**20})
 EVERYTHING_BYTES = 10**9
+SETTLING_S = 2.0
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}  # one heap for all threads: in each process 2 MiB less, and no slower
 
 _LEAST_STEP_BYTES = 2**17
@@ -68,6 +71,7 @@ class Scene:
     run_dir: Path
     images: Images
     horizon_ms: float
+    policy: MemoryPolicy
 
     @contextmanager
     def running(self, name: str) -> Iterator[Resident]:
@@ -92,7 +96,7 @@ class Scene:
             model=self.bundle.model,
             cache_dir=str(self.run_dir / "cache"),
             memory_bytes=self.bundle.backbone_bytes if name == OURS_BARE else EVERYTHING_BYTES,
-            memory_policy=POLICY,
+            memory_policy=self.policy,
             horizon_ms=self.horizon_ms,
         )
         file = self.run_dir / "settings.json"
@@ -110,12 +114,17 @@ def single_exit_ms(scene: Scene, inferences: int = 300) -> float:
     return float(np.median(times))
 
 
-def least_bytes(scene: Scene, name: str) -> int:
-    """Return the lowest limit under which a process still answers, found by going down to where it does not."""
+def need_bytes(scene: Scene, name: str) -> int:
+    """Return the lowest limit under which a process still answers, found by going down to where it does not.
+
+    Of ours, which gives up branches on the way, what it holds where it has all that it wants.
+    """
     with scene.running(name) as resident:
+        time.sleep(SETTLING_S)  # ours takes its placement
         for _ in range(100):
             resident.client.infer(scene.images.x[0])
-        time.sleep(2)  # ours takes its placement
+        if name == OURS:
+            return held_bytes(resident.group)
         limit_bytes = held_bytes(resident.group) + 2**20
         least = limit_bytes
         while resident.group.set_limit(limit_bytes):
@@ -142,7 +151,7 @@ def limited(
             if told and level < before:
                 _sleep_until(start_s + at_s - ANNOUNCED_S)
                 for resident in all_.values():
-                    tell(resident, level, (ANNOUNCED_S - EARLY_S) * 1e3)
+                    tell(scene, resident, level, (ANNOUNCED_S - EARLY_S) * 1e3)
             _sleep_until(start_s + at_s)
             came_s = time.perf_counter() - start_s
             change_ = partial(change, level=level, rises=level > before)
@@ -151,7 +160,7 @@ def limited(
                 stories[name]["changes"].append(said)
         _sleep_until(start_s + len(levels) * phase_s)
         for name, resident in all_.items():
-            stories[name]["oom_kills"] = resident.group.oom_kills()
+            stories[name]["kills"] = resident.kills
     return stories
 
 
@@ -172,6 +181,7 @@ def beside_balloon(scene: Scene, name: str, levels: Sequence[int], phase_s: floa
                 _sleep_until(start_s + (index + 0.95) * phase_s)
                 killed = resident.group.oom_kills() - kills
                 story["changes"].append({"at_s": index * phase_s, "left_bytes": level, "oom_kills": killed})
+            story["kills"] = resident.kills
     return story
 
 
@@ -186,14 +196,14 @@ def change(resident: Resident, *, level: int, rises: bool) -> Enforced:
     return result
 
 
-def tell(resident: Resident, limit_bytes: int, in_ms: float) -> None:
+def tell(scene: Scene, resident: Resident, limit_bytes: int, in_ms: float) -> None:
     """Tell ours of a limit that is to come, as the budget of units that fits it."""
     if not resident.alive:
         return
     status = resident.client.status()
     if status.running is None:  # not ours: it would not listen
         return
-    spare = limit_bytes - held_bytes(resident.group) - POLICY.headroom_bytes
+    spare = limit_bytes - held_bytes(resident.group) - scene.policy.headroom_bytes
     budget_bytes = status.running.resident_bytes + min(0, spare)
     resident.client.set_memory(max(1, budget_bytes), in_ms=in_ms)
 

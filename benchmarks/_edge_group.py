@@ -43,7 +43,13 @@ class Resident:
     ) -> None:
         self.group, self.client = group, client
         self._command, self._environment = group.command(command), {**os.environ, **environment}
+        self._lost = 0
         self.start()
+
+    @property
+    def kills(self) -> int:
+        """How often it was killed for memory: by the kernel, and where a limit could not be had."""
+        return self._lost + self.group.oom_kills()
 
     def start_again(self) -> None:
         """Start it while others are measured: it loads with what processor time they leave."""
@@ -94,7 +100,7 @@ class Resident:
         while not _taken(self.group, limit_bytes):
             waited = True
             if time.perf_counter() - start > GRACE_S:
-                killed = self.alive
+                killed, self._lost = self.alive, self._lost + self.alive
                 self.kill()
             time.sleep(_TRY_S)
         return Enforced(waited, (time.perf_counter() - start) * 1e3, killed or not self.alive)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 HEARTBEAT_S, PLACEMENT_S = 5.0, 20.0  # each device, on average for placements
+_PAUSE_S = 0.5  # before a device registers again
 _SHA256 = "0" * 64
 
 Row = tuple[float, float, int]  # begun s, took ms, status
@@ -47,7 +48,8 @@ class _Device:
 
     async def register(self) -> None:
         said = {"model": self._crowd.model, "memory_bytes": self._crowd.most_bytes, "version": "1"}
-        answer = await self._ask("register", "POST", f"/v1/devices/{self.name}", said)
+        while not (answer := await self._ask("register", "POST", f"/v1/devices/{self.name}", said)):
+            await asyncio.sleep(_PAUSE_S)
         self._bearer = answer["credential"]
 
     async def live(self, end_s: float) -> None:
@@ -108,19 +110,23 @@ class _Device:
 
     async def _sent(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         url = urlsplit(self._crowd.url)
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(url.hostname, url.port)
-        reader, writer = self._streams
         head = f"{method} {path} HTTP/1.1\r\nhost: {url.netloc}\r\nauthorization: Bearer {self._bearer}\r\n"
-        writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        is_kept = self._streams is not None
         try:
+            if self._streams is None:
+                self._streams = await asyncio.open_connection(url.hostname, url.port)
+            reader, writer = self._streams
+            writer.write(head.encode() + body)
             said = (await reader.readuntil(b"\r\n\r\n")).lower()
             size = int(said.partition(b"content-length: ")[2].partition(b"\r\n")[0])
             return int(said[9:12]), await reader.readexactly(size)
         except (OSError, asyncio.IncompleteReadError):
-            writer.close()
-            self._streams = None
-            return 0, b""
+            if self._streams is not None:
+                self._streams[1].close()
+                self._streams = None
+            # The service closes connections that were silent for a while.
+            return await self._sent(method, path, body) if is_kept else (0, b"")
 
 
 async def lived(crowd: Crowd) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from _results import write_results
 from numpy.typing import NDArray
 
 from meedge_ray.actors.cluster import cluster
-from meedge_ray.actors.serving import run_service, stop_service
+from meedge_ray.actors.service.serving import run_service, stop_service
 from meedge_ray.agent.client import AgentClient
 from meedge_ray.agent.npy import encoded
 from meedge_ray.agent.places import AgentPlace
@@ -222,7 +222,7 @@ def thin(folder: Path, bundle: Bundle, *, devices: int, seconds: float) -> Figur
                 seconds=seconds,
             )
             command = [sys.executable, str(_HERE / "_edge_thin.py"), crowd.json()]
-            said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         finally:
             stop_service()
     figures: Figures = {"devices": devices, "seconds": seconds, "registered_s": said["registered_s"]}

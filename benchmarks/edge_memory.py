@@ -14,26 +14,28 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from itertools import pairwise
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _edge_asking import Asked, Asking, Images
-from _edge_bundle import TOKEN, edge_bundle, profiled, serving
+from _edge_bundle import TOKEN, edge_bundle, profiled, serving, with_heavy_branches
 from _edge_contest import (
     ANNOUNCED_S,
     CHANGES,
     CONTESTANTS,
+    EARLY_S,
+    GREEDY,
     OURS,
     OURS_BARE,
-    POLICY,
     START,
+    THIN,
     Scene,
     beside_balloon,
     change,
-    least_bytes,
+    need_bytes,
     limited,
     single_exit_ms,
     switches,
@@ -69,15 +71,20 @@ def main() -> None:
     folder, bundle = edge_bundle(work, quick=arguments.quick, given=arguments.bundle)
     folder, bundle = profiled(folder, bundle, work)
     test = test_samples(bundle)
-    with tempfile.TemporaryDirectory(prefix="edge-") as run_dir, serving(folder) as url:
+    with tempfile.TemporaryDirectory(prefix="edge-") as run_dir, ExitStack() as running:
         images = Images(np.asarray(test.x), test.y)
-        scene = Scene(folder, bundle, url, TOKEN, Path(run_dir), images, horizon_ms=1e3)
+        url = running.enter_context(serving(folder))
+        scene = Scene(folder, bundle, url, TOKEN, Path(run_dir), images, horizon_ms=0.0, policy=THIN)
         single_ms = single_exit_ms(scene)
         [times] = bundle.profiles.values()
-        horizon_ms = HORIZON_FACTOR * max(single_ms, times.single_exit_ms)
-        scene = Scene(folder, bundle, url, TOKEN, Path(run_dir), images, horizon_ms)
-        said: Figures = {"single_exit_ms": single_ms, "horizon_ms": horizon_ms, "test_samples": len(images.y)}
+        scene = replace(scene, horizon_ms=HORIZON_FACTOR * max(single_ms, times.single_exit_ms))
+        folder, bundle = with_heavy_branches(folder, bundle, work)
+        url = running.enter_context(serving(folder))
+        (Path(run_dir) / "heavy").mkdir()
+        heavy = replace(scene, folder=folder, bundle=bundle, url=url, run_dir=Path(run_dir) / "heavy", policy=GREEDY)
+        said: Figures = {"single_exit_ms": single_ms, "horizon_ms": scene.horizon_ms, "test_samples": len(images.y)}
         said |= shown(scene, quick=arguments.quick)
+        said |= changed_at_random(scene, heavy, said["needs_bytes"], quick=arguments.quick)
     seven_changes_picture(said.pop("stories"), results / "edge-memory.png")
     if arguments.quick:
         (results / "edge_memory.json").write_text(json.dumps(said))
@@ -88,10 +95,10 @@ def main() -> None:
 
 def shown(scene: Scene, *, quick: bool) -> Figures:
     """Run everything; the stories are for the picture."""
-    needs = {name: least_bytes(scene, name) for name in NEEDS}
+    needs = {name: need_bytes(scene, name) for name in NEEDS}
     print("needs, MiB", {name: round(need / MIB, 1) for name, need in needs.items()}, flush=True)
-    low = needs[OURS] + POLICY.headroom_bytes + LOWEST_SPARE_BYTES
-    high = max(needs.values()) + POLICY.headroom_bytes + SPARE_BYTES
+    low = needs[OURS] + scene.policy.headroom_bytes + LOWEST_SPARE_BYTES
+    high = max(needs.values()) + scene.policy.headroom_bytes + SPARE_BYTES
     levels = [int(low + level * (high - low)) for level in (START, *(change.level for change in CHANGES))]
     phase_s = 2.0 if quick else 6.0
     stories = limited(scene, CONTESTANTS, levels, [change.foreseen for change in CHANGES], phase_s)
@@ -101,14 +108,12 @@ def shown(scene: Scene, *, quick: bool) -> Figures:
     for name in CONTESTANTS:
         neighbours[name] = summary(beside_balloon(scene, name, levels, phase_s / 2, RATES_MIB[0] * MIB))
         print(name, "beside a neighbour", neighbours[name], flush=True)
-    bare = needs[OURS_BARE] + POLICY.headroom_bytes + SPARE_BYTES
+    bare = needs[OURS_BARE] + scene.policy.headroom_bytes + SPARE_BYTES
     rates = {}
     for rate in RATES_MIB[:1] if quick else RATES_MIB:
         story = beside_balloon(scene, OURS, [levels[0], *[bare, levels[0]] * SWINGS], 1.5, rate * MIB)
         rates[f"{rate}"] = summary(story)["kills"]
         print("neighbour at", rate, "MiB/s", rates[f"{rate}"], flush=True)
-    many = thousand(scene, bare, low + 3 * SPARE_BYTES, quick=quick)
-    print("thousand changes", json.dumps(many), flush=True)
     return {
         "backbone_bytes": scene.bundle.backbone_bytes,
         "needs_bytes": needs,
@@ -117,14 +122,26 @@ def shown(scene: Scene, *, quick: bool) -> Figures:
         "phase_s": phase_s,
         "grace_s": GRACE_S,
         "announced_s": ANNOUNCED_S,
-        "policy": POLICY.model_dump(),
+        "policy": scene.policy.model_dump(),
         "seven_changes": seven,
         "beside_a_neighbour": neighbours,
         "neighbour_mib_a_second_kills": rates,
-        "thousand_changes": many,
         "switches": switches(scene.folder),
         "stories": stories,
     }
+
+
+def changed_at_random(scene: Scene, heavy: Scene, needs: Figures, *, quick: bool) -> Figures:
+    """Change the limit of ours a thousand times with heavy branches and the usual head-room; then with little of it."""
+    heavy_bytes = need_bytes(heavy, OURS)
+    runs = {}
+    for name, its, most_bytes in (("heavy_branches", heavy, heavy_bytes), ("thin_headroom", scene, needs[OURS])):
+        headroom_bytes = its.policy.headroom_bytes
+        low = needs[OURS_BARE] + headroom_bytes + SPARE_BYTES
+        runs[name] = {"needs_bytes": most_bytes, "policy": its.policy.model_dump()}
+        runs[name] |= thousand(its, low, most_bytes + headroom_bytes + 3 * SPARE_BYTES, quick=quick)
+        print(name, json.dumps(runs[name]), flush=True)
+    return {"thousand_changes": runs}
 
 
 def summary(story: Figures) -> Figures:
@@ -132,18 +149,13 @@ def summary(story: Figures) -> Figures:
     asked: list[Asked] = story["asked"]
     whole_s = asked[-1].at_s
     return {
-        "kills": kills(story["watched"]),
+        "kills": story["kills"],
         "answers_a_second": sum(each.answered for each in asked) / whole_s,
         "accuracy": accuracy(asked),
         "empty_for_nothing": sum(each.for_nothing for each in asked),
         "dead_share": float(np.mean([not alive for *_, alive in story["watched"]])),
         "changes": story["changes"],
     }
-
-
-def kills(watched: list[tuple[float, int, int, bool]]) -> int:
-    """Return how often a process was there and then was not."""
-    return sum(before and not after for (*_, before), (*_, after) in pairwise(watched))
 
 
 def accuracy(asked: list[Asked]) -> float:
@@ -159,30 +171,28 @@ def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
     count, draw = (20 if quick else 1000), random.Random(0)
     sudden: list[float] = []
     foreseen: list[float] = []
-    killed = drops = 0
+    drops = 0
     with scene.running(OURS) as resident:
         resident.enforce(high)
-        resident.client.infer(scene.images.x[0])
         start_s = time.perf_counter()
         asking = Asking({OURS: resident.client}, scene.images, scene.horizon_ms, start_s, unhurried=0.5)
         asking.start()
         before = high
         for _ in range(count):
             level, told = draw.randint(low, high), draw.random() < 0.5
-            time.sleep(draw.uniform(0.15, 0.6))
+            time.sleep(draw.uniform(0.1, 0.6))
+            if not resident.alive:
+                resident.start()
             if told and level < before:
-                tell(resident, level, (TOLD_S - 0.1) * 1e3)
+                tell(scene, resident, level, (TOLD_S - EARLY_S) * 1e3)
                 time.sleep(TOLD_S)
             result = change(resident, level=level, rises=level > before)
             drops += level < before
-            if result.killed:
-                killed += 1
-                resident.start()
-            if level < before and result.waited:
+            if level < before and result.waited and not result.killed:
                 (foreseen if told else sudden).append(result.after_ms)
             before = level
         asked = asking.end()[OURS]
-        status = resident.client.status()
+        killed = resident.kills
     return {
         "changes": count,
         "drops": drops,
@@ -190,7 +200,6 @@ def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
         "low_bytes": low,
         "high_bytes": high,
         "asked": len(asked),
-        "answered": sum(each.answered for each in asked),
         "unanswered": sum(not each.answered for each in asked),
         "empty_for_nothing": sum(each.for_nothing for each in asked),
         "slowest_request_ms": max(each.took_ms for each in asked),
@@ -198,7 +207,6 @@ def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
         "foreseen_that_had_to_release": len(foreseen),
         "release_ms": spread(sudden),
         "release_ms_foreseen": spread(foreseen),
-        "counts": asdict(status.counts),
     }
 
 
@@ -218,12 +226,14 @@ def print_tables(said: Mapping[str, Any]) -> None:
             + [f"{limits['answers_a_second']:.0f}", f"{limits['accuracy']:.1%}"]
         )
     head = ["process", "needs>", "killed>", "beside a neighbour>", "answers/s>", "right under kills>"]
-    many = said["thousand_changes"]
+    show(table(head, rows))
+    for name, many in said["thousand_changes"].items():
+        show(
+            f"{name}, {many['changes']} random changes: killed {many['kills']} times, {many['unanswered']} of "
+            f"{many['asked']} unanswered, {many['empty_for_nothing']} empty for nothing; released after a sudden drop "
+            f"{many['release_ms']}"
+        )
     show(
-        table(head, rows),
-        f"{many['changes']} random changes: killed {many['kills']} times, {many['unanswered']} of {many['asked']} "
-        f"unanswered, {many['empty_for_nothing']} empty for nothing",
-        f"released after a sudden drop: {many['release_ms']}",
         f"switches: {said['switches']['switch_ms']}",
     )
 

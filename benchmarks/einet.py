@@ -230,7 +230,7 @@ class _Timed:
         self.times_us: list[float] = []
 
     def begin(self, deadline_ms: float | None = None) -> "_TimedDecisions":
-        return _TimedDecisions(self._planner.begin(), self.times_us)
+        return _TimedDecisions(self._planner.begin(deadline_ms), self.times_us)
 
 
 class _TimedDecisions:

@@ -19,7 +19,7 @@ from rich.console import Console
 from meedge_ray.actors.cluster import Cluster, attach_edge_node, cluster
 from meedge_ray.actors.device import RemoteDevice, find_device
 from meedge_ray.actors.fleet import fleet_devices, start_fleet, stop_fleet
-from meedge_ray.actors.serving import run_service, stop_service
+from meedge_ray.actors.service.serving import run_service, stop_service
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.api.elastic_model import Data

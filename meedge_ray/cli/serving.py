@@ -69,9 +69,9 @@ def serve(
             planner_for(plan.value, bundle, placer.profile, (), predictor, horizon_ms=placer.horizon_ms, law=placer.law)
     with extra("ray"):
         from meedge_ray.actors.cluster import LOOPBACK, cluster
-        from meedge_ray.actors.credentials import enrolment_token
         from meedge_ray.actors.fleet import start_fleet, stop_fleet
-        from meedge_ray.actors.serving import run_service, stop_service
+        from meedge_ray.actors.service.credentials import enrolment_token
+        from meedge_ray.actors.service.serving import run_service, stop_service
         from meedge_ray.api.agent import DeviceSettings
     given = os.environ.get("MEEDGE_TOKEN")
     token = given or secrets.token_urlsafe(32)

@@ -366,7 +366,7 @@ class Device:
         return self._cache.client.place(
             self.model,
             PlacementRequest(
-                memory_bytes=memory_bytes,
+                memory_bytes=max(1, memory_bytes),  # nothing may be left: that is the service's to refuse
                 latency_budget_ms=latency_budget_ms if rate_bps else None,
                 rate_bps=rate_bps,
                 held=sorted(self._held()),

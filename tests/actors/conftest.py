@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from worlds import make_world
 
-from meedge_ray.actors.admission import Served
-from meedge_ray.actors.app import create_app
-from meedge_ray.actors.catalog import Catalog
+from meedge_ray.actors.service.admission import Served
+from meedge_ray.actors.service.app import create_app
+from meedge_ray.actors.service.catalog import Catalog
 from meedge_ray.bundle.manifest import unit_store, write_bundle
 
 TOKEN = "a-secret-that-must-not-show"
@@ -104,7 +104,7 @@ def service_url(own_cluster, directories):
     with warnings.catch_warnings():
         # Ray Serve's import, in this Ray version.
         warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")
-        from meedge_ray.actors.serving import run_service, stop_service
+        from meedge_ray.actors.service.serving import run_service, stop_service
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -224,7 +224,7 @@ def test_a_node_that_cannot_join_says_what_its_log_says(own_cluster):
 
 
 def test_a_service_is_refused_a_port_that_is_not_serves(service_url, directories, token):
-    from meedge_ray.actors.serving import run_service
+    from meedge_ray.actors.service.serving import run_service
 
     with pytest.raises(UnavailableError, match="elsewhere"):
         run_service(directories, token, port=9)

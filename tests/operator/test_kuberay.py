@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`")  # Ray Serve's own
     from ray.serve.schema import ServeDeploySchema
 
-    from meedge_ray.actors import serving
+    from meedge_ray.actors.service import serving
     from meedge_ray.operator.kuberay.__main__ import COMMAND, main, rendered
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def test_ray_serve_accepts_the_services_configuration(made: dict[str, Object]) -
     config = ServeDeploySchema.model_validate(yaml.safe_load(made["RayService"]["spec"]["serveConfigV2"]))
     [application] = config.applications
     [deployment] = application.deployments
-    assert application.import_path == "meedge_ray.actors.serving:application"
+    assert application.import_path == "meedge_ray.actors.service.serving:application"
     assert deployment.name == serving.DEPLOYMENT
     assert serving.Arguments.model_validate(application.args).token_file == Path("/etc/meedge/token")
     assert deployment.user_config.keys() == serving.Bundles.__annotations__.keys()

@@ -93,7 +93,7 @@ def test_a_service_is_an_application_below_its_own_prefix(schema):
     assert application == {
         "name": "default.vision",
         "route_prefix": "/default/vision",
-        "import_path": "meedge_ray.actors.serving:application",
+        "import_path": "meedge_ray.actors.service.serving:application",
         "args": {"token_file": str(TOKEN_FILE)},
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "deployments": [

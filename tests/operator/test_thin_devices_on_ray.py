@@ -8,7 +8,7 @@ import pytest
 from real_operator import condition, is_ready
 from worlds import make_world
 
-from meedge_ray.actors.credentials import enrolment_token
+from meedge_ray.actors.service.credentials import enrolment_token
 from meedge_ray.bundle.manifest import bundle_sha256, unit_store, write_bundle
 
 pytestmark = pytest.mark.ray

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meedge_ray.actors.registry import SILENT_AFTER_S, Presence, Record
+from meedge_ray.actors.service.registry import SILENT_AFTER_S, Presence, Record
 from meedge_ray.api.devices import Desired, Heartbeat
 from meedge_ray.api.kinds import KINDS
 from meedge_ray.operator.controllers.thin_plan import (

@@ -65,9 +65,9 @@ def free_port() -> int:
 def serve(host: str, port: int, bundle: Path) -> None:
     import uvicorn
 
-    from meedge_ray.actors.admission import Served
-    from meedge_ray.actors.app import create_app
-    from meedge_ray.actors.catalog import Catalog
+    from meedge_ray.actors.service.admission import Served
+    from meedge_ray.actors.service.app import create_app
+    from meedge_ray.actors.service.catalog import Catalog
 
     served = Served(Catalog([bundle]), TOKEN)
 

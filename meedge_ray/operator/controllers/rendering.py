@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meedge_ray.actors.serve_options import ACTOR_OPTIONS, APPLICATION, DEPLOYMENT, LOGGING
+from meedge_ray.actors.service.serve_options import ACTOR_OPTIONS, APPLICATION, DEPLOYMENT, LOGGING
 from meedge_ray.api.elastic_service import ElasticServiceSpec
 from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.publishing import Condition

@@ -12,7 +12,7 @@ import httpx
 import kopf
 from pydantic import ValidationError
 
-from meedge_ray.actors.serve_options import proxy_environment
+from meedge_ray.actors.service.serve_options import proxy_environment
 from meedge_ray.api.serving import ModelList
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError

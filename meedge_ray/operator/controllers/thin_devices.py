@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import kopf
 from pydantic import ValidationError
 
-from meedge_ray.actors.registry import Presence
-from meedge_ray.actors.registry_actor import OperatorLink, end_registry, services_with_registries
+from meedge_ray.actors.service.registry import Presence
+from meedge_ray.actors.service.registry_actor import OperatorLink, end_registry, services_with_registries
 from meedge_ray.api.devices import Heartbeat
 from meedge_ray.domain.errors import MeedgeError, NotFoundError, UnavailableError
 from meedge_ray.operator.client.api_client import ConflictError, Object

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from meedge_ray.actors.registry import SILENT_AFTER_S, Presence
+from meedge_ray.actors.service.registry import SILENT_AFTER_S, Presence
 from meedge_ray.api.devices import Desired, Heartbeat, MemoryReport, RunningBody
 from meedge_ray.api.edge_device import EdgeDeviceSpec, object_name
 from meedge_ray.domain.quantity import parse_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from meedge_ray.actors.serve_options import proxy_environment
+from meedge_ray.actors.service.serve_options import proxy_environment
 from meedge_ray.operator.keeping.certificate import make_certificate
 from meedge_ray.operator.keeping.home import Home, check_free, private_folder
 from meedge_ray.operator.keeping.places import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from meedge_ray.actors import serve_options
+from meedge_ray.actors.service import serve_options
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.operator.kuberay.cluster import (
     HOME,

@@ -8,9 +8,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from meedge_ray.actors.cluster import NAMESPACE, detached_on_head
-from meedge_ray.actors.delivery import GRACE_MS, UNHURRIED_MS, Counts, Delivery
-from meedge_ray.actors.device_book import DeviceLoad
-from meedge_ray.actors.fleet_books import FleetBooks
+from meedge_ray.actors.routing.delivery import GRACE_MS, UNHURRIED_MS, Counts, Delivery
+from meedge_ray.actors.routing.device_book import DeviceLoad
+from meedge_ray.actors.routing.fleet_books import FleetBooks
 from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError, NotFoundError, UnavailableError
 from meedge_ray.search.routing import Request

@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from meedge_ray.actors import registry as registry_module
-from meedge_ray.actors.credentials import Claims
-from meedge_ray.actors.registry import News, Registry, TakenError, Version
+from meedge_ray.actors.service import registry as registry_module
+from meedge_ray.actors.service.credentials import Claims
+from meedge_ray.actors.service.registry import News, Registry, TakenError, Version
 from meedge_ray.api.devices import Desired, Registration
 from meedge_ray.domain.errors import CredentialError, UnavailableError
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from time import perf_counter
 
-from meedge_ray.actors.catalog import Catalog, ServedModel
+from meedge_ray.actors.service.catalog import Catalog, ServedModel
 from meedge_ray.api.serving import (
     FrontierPoint,
     FrontierResponse,

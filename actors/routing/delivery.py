@@ -9,8 +9,8 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from meedge_ray.actors.device_book import DeviceBook, Sent
-from meedge_ray.actors.fleet_books import FleetBooks
+from meedge_ray.actors.routing.device_book import DeviceBook, Sent
+from meedge_ray.actors.routing.fleet_books import FleetBooks
 from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.errors import MeedgeError, UnavailableError
 from meedge_ray.search.routing import Request, Route

@@ -9,8 +9,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from meedge_ray.actors.cluster import NAMESPACE, detached_on_head
-from meedge_ray.actors.credentials import Claims, beside
-from meedge_ray.actors.registry import Changes, News, Presence, Record, Registry, Version
+from meedge_ray.actors.service.credentials import Claims, beside
+from meedge_ray.actors.service.registry import Changes, News, Presence, Record, Registry, Version
 from meedge_ray.api.devices import Desired, Registration
 from meedge_ray.domain.errors import MeedgeError, NotFoundError, UnavailableError
 

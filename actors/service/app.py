@@ -9,12 +9,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
-from meedge_ray.actors import answers
-from meedge_ray.actors.admission import Gate, Served
-from meedge_ray.actors.device_routes import device_routes
-from meedge_ray.actors.refusals import add_handlers, error_response
-from meedge_ray.actors.registry import Registry
-from meedge_ray.actors.roster import InProcess, RegistryLink, Roster
+from meedge_ray.actors.service import answers
+from meedge_ray.actors.service.admission import Gate, Served
+from meedge_ray.actors.service.device_routes import device_routes
+from meedge_ray.actors.service.refusals import add_handlers, error_response
+from meedge_ray.actors.service.registry import Registry
+from meedge_ray.actors.service.roster import InProcess, RegistryLink, Roster
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementRequest, PlacementResponse
 
 _BYTE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meedge_ray.actors.device import DeviceReport, RemoteDevice
-from meedge_ray.actors.device_book import DeviceBook, Recent
+from meedge_ray.actors.routing.device_book import DeviceBook, Recent
 from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.domain.answer import Answer, Output
 from meedge_ray.domain.device_status import DeviceStatus

@@ -8,14 +8,14 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from meedge_ray.actors import registry as registry_module
-from meedge_ray.actors import roster as roster_module
-from meedge_ray.actors.admission import Served
-from meedge_ray.actors.app import create_app
-from meedge_ray.actors.catalog import Catalog
-from meedge_ray.actors.credentials import LIFETIME_S, RENEWED_AFTER_S, Claims, Signer
-from meedge_ray.actors.registry import Registry
-from meedge_ray.actors.roster import InProcess
+from meedge_ray.actors.service import registry as registry_module
+from meedge_ray.actors.service import roster as roster_module
+from meedge_ray.actors.service.admission import Served
+from meedge_ray.actors.service.app import create_app
+from meedge_ray.actors.service.catalog import Catalog
+from meedge_ray.actors.service.credentials import LIFETIME_S, RENEWED_AFTER_S, Claims, Signer
+from meedge_ray.actors.service.registry import Registry
+from meedge_ray.actors.service.roster import InProcess
 from meedge_ray.agent.status import AgentStatus, Counts, MemoryState
 from meedge_ray.api.agent import AgentProblem
 from meedge_ray.api.devices import CredentialBody, Desired, DeviceList, HeartbeatAnswer

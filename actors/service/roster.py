@@ -5,8 +5,8 @@ import logging
 import time
 from typing import Protocol
 
-from meedge_ray.actors.credentials import Claims
-from meedge_ray.actors.registry import Changes, News, Presence, Record, Registry, Version
+from meedge_ray.actors.service.credentials import Claims
+from meedge_ray.actors.service.registry import Changes, News, Presence, Record, Registry, Version
 from meedge_ray.api.devices import Registration
 from meedge_ray.domain.errors import CredentialError, UnavailableError
 

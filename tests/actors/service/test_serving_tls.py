@@ -15,8 +15,8 @@ import json, socket, ssl, sys
 from pathlib import Path
 import httpx
 from meedge_ray.actors.cluster import cluster
-from meedge_ray.actors.credentials import enrolment_token
-from meedge_ray.actors.serving import run_service, stop_service
+from meedge_ray.actors.service.credentials import enrolment_token
+from meedge_ray.actors.service.serving import run_service, stop_service
 from meedge_ray.api.devices import Registration
 from meedge_ray.domain.errors import MeedgeError
 from meedge_ray.runtime.client import ServiceClient
@@ -98,7 +98,7 @@ def test_a_thin_device_is_served_over_https_and_a_stranger_trusts_it_not(world, 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray Serve's import
 @pytest.mark.parametrize("case", ["no key", "no file", "another's key"])
 def test_a_certificate_that_cannot_be_used_is_refused_before_anything_is_started(case, directories, tmp_path):
-    from meedge_ray.actors.serving import run_service
+    from meedge_ray.actors.service.serving import run_service
 
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     make_certificate(certificate, key)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meedge_ray.actors.serve_options import proxy_environment
+from meedge_ray.actors.service.serve_options import proxy_environment
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meedge_ray.actors.admission import Served
-from meedge_ray.actors.app import create_app
-from meedge_ray.actors.catalog import Catalog
+from meedge_ray.actors.service.admission import Served
+from meedge_ray.actors.service.app import create_app
+from meedge_ray.actors.service.catalog import Catalog
 from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units, unit_store

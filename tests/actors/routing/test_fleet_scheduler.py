@@ -12,7 +12,7 @@ import ray
 
 from meedge_ray.actors.cluster import attach_edge_node
 from meedge_ray.actors.device import attach_device, detach_device
-from meedge_ray.actors.fleet_scheduler import find_scheduler, start_scheduler, stop_scheduler
+from meedge_ray.actors.routing.fleet_scheduler import find_scheduler, start_scheduler, stop_scheduler
 from meedge_ray.api.agent import DeviceSettings
 from meedge_ray.domain.errors import InvalidInputError, NotFoundError, UnavailableError
 

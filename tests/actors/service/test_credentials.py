@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meedge_ray.actors.credentials import (
+from meedge_ray.actors.service.credentials import (
     LIFETIME_S,
     RENEWED_AFTER_S,
     Claims,

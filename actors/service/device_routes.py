@@ -6,10 +6,10 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from fastapi import Path as InPath
 
-from meedge_ray.actors.admission import Served, bearer_of
-from meedge_ray.actors.credentials import LIFETIME_S, Claims
-from meedge_ray.actors.registry import HEARTBEAT_S, Presence, Record
-from meedge_ray.actors.roster import Roster
+from meedge_ray.actors.service.admission import Served, bearer_of
+from meedge_ray.actors.service.credentials import LIFETIME_S, Claims
+from meedge_ray.actors.service.registry import HEARTBEAT_S, Presence, Record
+from meedge_ray.actors.service.roster import Roster
 from meedge_ray.api.devices import (
     CredentialBody,
     Desired,

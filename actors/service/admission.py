@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from meedge_ray.actors.catalog import Catalog
-from meedge_ray.actors.credentials import Claims, Signer, is_credential
-from meedge_ray.actors.refusals import refusal
-from meedge_ray.actors.roster import Roster
+from meedge_ray.actors.service.catalog import Catalog
+from meedge_ray.actors.service.credentials import Claims, Signer, is_credential
+from meedge_ray.actors.service.refusals import refusal
+from meedge_ray.actors.service.roster import Roster
 from meedge_ray.api.devices import MOST_HEARTBEAT_BYTES
 from meedge_ray.domain.errors import CredentialError, InvalidInputError, MeedgeError
 

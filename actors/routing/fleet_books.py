@@ -10,7 +10,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError, RayError
 
 from meedge_ray.actors.device import device_names, find_device
-from meedge_ray.actors.device_book import DeviceBook
+from meedge_ray.actors.routing.device_book import DeviceBook
 from meedge_ray.domain.errors import NotFoundError
 from meedge_ray.search.routing import Refusal, Request, Route, choose
 

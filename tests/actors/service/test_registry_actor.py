@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from meedge_ray.actors.credentials import Claims
-from meedge_ray.actors.registry import News, TakenError, Version
-from meedge_ray.actors.registry_actor import OperatorLink, ReplicaLink, end_registry, services_with_registries
+from meedge_ray.actors.service.credentials import Claims
+from meedge_ray.actors.service.registry import News, TakenError, Version
+from meedge_ray.actors.service.registry_actor import OperatorLink, ReplicaLink, end_registry, services_with_registries
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.api.devices import Desired, Registration
 from meedge_ray.domain.errors import CredentialError, NotFoundError, UnavailableError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meedge_ray.actors.catalog import Catalog
+from meedge_ray.actors.service.catalog import Catalog
 from meedge_ray.bundle.manifest import MANIFEST_NAME, bundle_sha256, bundle_units, unit_store
 from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayError
 
-from meedge_ray.actors.admission import Served
-from meedge_ray.actors.app import create_app
-from meedge_ray.actors.catalog import Catalog
-from meedge_ray.actors.credentials import device_secret
-from meedge_ray.actors.registry_actor import ReplicaLink, end_registry
-from meedge_ray.actors.serve_options import ACTOR_OPTIONS, DEPLOYMENT, LOGGING
+from meedge_ray.actors.service.admission import Served
+from meedge_ray.actors.service.app import create_app
+from meedge_ray.actors.service.catalog import Catalog
+from meedge_ray.actors.service.credentials import device_secret
+from meedge_ray.actors.service.registry_actor import ReplicaLink, end_registry
+from meedge_ray.actors.service.serve_options import ACTOR_OPTIONS, DEPLOYMENT, LOGGING
 from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
 

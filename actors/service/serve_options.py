@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from meedge_ray.actors.cluster import OFF_EDGES
 
-APPLICATION = "meedge_ray.actors.serving:application"
+APPLICATION = "meedge_ray.actors.service.serving:application"
 DEPLOYMENT = "PlacementService"
 # No CPU of its own: it mostly waits, and must come up beside training that has taken them all.
 ACTOR_OPTIONS = {"num_cpus": 0, "label_selector": OFF_EDGES}

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from meedge_ray.actors.credentials import Claims
+from meedge_ray.actors.service.credentials import Claims
 from meedge_ray.api.devices import Desired, Registration
 from meedge_ray.domain.errors import CredentialError, InvalidInputError, UnavailableError
 

@@ -1,0 +1,1 @@
+"""The placement service: placements, units, and devices without Ray, over HTTP; Ray Serve runs it."""
