@@ -32,7 +32,10 @@ GREEDY = MemoryPolicy(hysteresis=0.002, grow_after_s=0.3)
 THIN = GREEDY.model_copy(update={"headroom_bytes": 3 * 2**20})
 EVERYTHING_BYTES = 10**9
 SETTLING_S = 2.0
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1"}  # one heap for all threads: in each process 2 MiB less, and no slower
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",  # one heap for all threads: in each process 2 MiB less, and no slower
+    "PYTHONDONTWRITEBYTECODE": "",  # who compiles what it imports holds some MiB more
+}
 
 _LEAST_STEP_BYTES = 2**17
 _HERE = Path(__file__).parent
@@ -79,7 +82,7 @@ class Scene:
         with memory_group(AMPLE_BYTES) as group:
             device = OURS if name == OURS_BARE else name.replace("_", "-")
             with AgentClient(device, run_dir=self.run_dir, timeout_s=ANSWER_S) as client:
-                environment = {**ALLOCATOR, "MEEDGE_RUN_DIR": str(self.run_dir)}
+                environment = {**ENVIRONMENT, "MEEDGE_RUN_DIR": str(self.run_dir)}
                 resident = Resident(group, self._command(name, device), client, environment)
                 try:
                     yield resident
@@ -191,7 +194,8 @@ def change(resident: Resident, *, level: int, rises: bool) -> Enforced:
         resident.start_again()
     result = resident.enforce(level)
     if rises and resident.alive:
-        with suppress(BudgetError):  # not even the head-room is free yet: it goes on, and takes more when it is
+        # Not even the head-room is free yet: it goes on, and takes more when it is. Or it ends meanwhile.
+        with suppress(BudgetError, UnavailableError):
             resident.client.set_memory(EVERYTHING_BYTES)
     return result
 

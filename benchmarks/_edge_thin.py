@@ -119,14 +119,23 @@ class _Device:
             reader, writer = self._streams
             writer.write(head.encode() + body)
             said = (await reader.readuntil(b"\r\n\r\n")).lower()
-            size = int(said.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            return int(said[9:12]), await reader.readexactly(size)
+            return int(said[9:12]), await _body(reader, said)
         except (OSError, asyncio.IncompleteReadError):
             if self._streams is not None:
                 self._streams[1].close()
                 self._streams = None
             # The service closes connections that were silent for a while.
             return await self._sent(method, path, body) if is_kept else (0, b"")
+
+
+async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
+    if b"\r\ntransfer-encoding: chunked" not in head:
+        return await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+    parts = []
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        parts.append((await reader.readexactly(size + 2))[:-2])
+    await reader.readexactly(2)
+    return b"".join(parts)
 
 
 async def lived(crowd: Crowd) -> dict[str, Any]:

@@ -35,8 +35,8 @@ from _edge_contest import (
     Scene,
     beside_balloon,
     change,
-    need_bytes,
     limited,
+    need_bytes,
     single_exit_ms,
     switches,
     tell,
@@ -51,9 +51,9 @@ from meedge_ray.train.evaluation import test_samples
 
 MIB = 2.0**20
 SPARE_BYTES = 2**20  # above what is needed, and the head-room
-LOWEST_SPARE_BYTES = 5 * 2**19  # of the seven changes: so that ours keeps some branches
 RATES_MIB = (20, 50, 100, 200, 400)  # a second, of the neighbour's growth
 SWINGS = 5  # of the neighbour at each rate
+RANDOM_CHANGES, HEAVY_CHANGES = 1000, 200
 TOLD_S = 0.25  # before a foreseen one of the random changes
 NEEDS = (*CONTESTANTS, OURS_BARE)
 
@@ -97,7 +97,7 @@ def shown(scene: Scene, *, quick: bool) -> Figures:
     """Run everything; the stories are for the picture."""
     needs = {name: need_bytes(scene, name) for name in NEEDS}
     print("needs, MiB", {name: round(need / MIB, 1) for name, need in needs.items()}, flush=True)
-    low = needs[OURS] + scene.policy.headroom_bytes + LOWEST_SPARE_BYTES
+    low = needs[OURS] + scene.policy.headroom_bytes + SPARE_BYTES // 2
     high = max(needs.values()) + scene.policy.headroom_bytes + SPARE_BYTES
     levels = [int(low + level * (high - low)) for level in (START, *(change.level for change in CHANGES))]
     phase_s = 2.0 if quick else 6.0
@@ -132,16 +132,19 @@ def shown(scene: Scene, *, quick: bool) -> Figures:
 
 
 def changed_at_random(scene: Scene, heavy: Scene, needs: Figures, *, quick: bool) -> Figures:
-    """Change the limit of ours a thousand times with heavy branches and the usual head-room; then with little of it."""
-    heavy_bytes = need_bytes(heavy, OURS)
+    """Change the limit of ours a thousand times; then where its branches are so heavy that the kernel insists."""
     runs = {}
-    for name, its, most_bytes in (("heavy_branches", heavy, heavy_bytes), ("thin_headroom", scene, needs[OURS])):
-        headroom_bytes = its.policy.headroom_bytes
+    for name, its, count in (
+        ("own_branches", replace(scene, policy=GREEDY), RANDOM_CHANGES),
+        ("heavy_branches", heavy, HEAVY_CHANGES),
+    ):
+        most_bytes, headroom_bytes = need_bytes(its, OURS), its.policy.headroom_bytes
         low = needs[OURS_BARE] + headroom_bytes + SPARE_BYTES
+        high = most_bytes + headroom_bytes + 3 * SPARE_BYTES
         runs[name] = {"needs_bytes": most_bytes, "policy": its.policy.model_dump()}
-        runs[name] |= thousand(its, low, most_bytes + headroom_bytes + 3 * SPARE_BYTES, quick=quick)
+        runs[name] |= randomly(its, low, high, changes=20 if quick else count)
         print(name, json.dumps(runs[name]), flush=True)
-    return {"thousand_changes": runs}
+    return {"random_changes": runs}
 
 
 def summary(story: Figures) -> Figures:
@@ -166,9 +169,9 @@ def accuracy(asked: list[Asked]) -> float:
     return float(np.mean([np.mean(rights) for rights in bins.values()]))
 
 
-def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
-    """Change the limit of ours a thousand times, at random moments to random values; half of them foreseen."""
-    count, draw = (20 if quick else 1000), random.Random(0)
+def randomly(scene: Scene, low: int, high: int, *, changes: int) -> Figures:
+    """Change the limit of ours again and again, at random moments to random values; half of them foreseen."""
+    draw = random.Random(0)
     sudden: list[float] = []
     foreseen: list[float] = []
     drops = 0
@@ -178,7 +181,7 @@ def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
         asking = Asking({OURS: resident.client}, scene.images, scene.horizon_ms, start_s, unhurried=0.5)
         asking.start()
         before = high
-        for _ in range(count):
+        for _ in range(changes):
             level, told = draw.randint(low, high), draw.random() < 0.5
             time.sleep(draw.uniform(0.1, 0.6))
             if not resident.alive:
@@ -194,7 +197,7 @@ def thousand(scene: Scene, low: int, high: int, *, quick: bool) -> Figures:
         asked = asking.end()[OURS]
         killed = resident.kills
     return {
-        "changes": count,
+        "changes": changes,
         "drops": drops,
         "kills": killed,
         "low_bytes": low,
@@ -227,7 +230,7 @@ def print_tables(said: Mapping[str, Any]) -> None:
         )
     head = ["process", "needs>", "killed>", "beside a neighbour>", "answers/s>", "right under kills>"]
     show(table(head, rows))
-    for name, many in said["thousand_changes"].items():
+    for name, many in said["random_changes"].items():
         show(
             f"{name}, {many['changes']} random changes: killed {many['kills']} times, {many['unanswered']} of "
             f"{many['asked']} unanswered, {many['empty_for_nothing']} empty for nothing; released after a sudden drop "
