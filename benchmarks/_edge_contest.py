@@ -56,9 +56,9 @@ CHANGES = (
     Change(0.5, foreseen=True),
     Change(0.0, foreseen=False),
     Change(0.6, foreseen=True),
-    Change(0.1, foreseen=False),
+    Change(0.02, foreseen=False),
     Change(1.0, foreseen=True),
-    Change(0.05, foreseen=True),
+    Change(0.0, foreseen=True),
     Change(0.8, foreseen=True),
 )
 

@@ -95,9 +95,10 @@ def main() -> None:
 
 def shown(scene: Scene, *, quick: bool) -> Figures:
     """Run everything; the stories are for the picture."""
+    need_bytes(scene, OURS)  # fetches its units, which the others have
     needs = {name: need_bytes(scene, name) for name in NEEDS}
     print("needs, MiB", {name: round(need / MIB, 1) for name, need in needs.items()}, flush=True)
-    low = needs[OURS] + scene.policy.headroom_bytes + SPARE_BYTES // 2
+    low = needs[OURS_BARE] + scene.policy.headroom_bytes + 2 * SPARE_BYTES
     high = max(needs.values()) + scene.policy.headroom_bytes + SPARE_BYTES
     levels = [int(low + level * (high - low)) for level in (START, *(change.level for change in CHANGES))]
     phase_s = 2.0 if quick else 6.0

@@ -13,6 +13,7 @@ from meedge_ray.agent.places import place_of
 from meedge_ray.agent.problems import invalid
 from meedge_ray.api.agent import AgentSettings
 from meedge_ray.domain.errors import InvalidInputError, MeedgeError
+from meedge_ray.runtime.memory import use_one_heap
 
 
 def run(settings: AgentSettings, run_dir: Path | None = None) -> None:
@@ -48,6 +49,7 @@ def read_settings(path: Path) -> AgentSettings:
 
 def main() -> None:
     """Run the agent that the file named by the first argument describes; it is read once."""
+    use_one_heap()
     try:
         run(read_settings(Path(sys.argv[1])))
     except MeedgeError as error:

@@ -9,6 +9,7 @@ import psutil
 # Of glibc's mallopt: how much is given back and how many blocks are mapped singly, with its defaults.
 _TRIM_THRESHOLD, _TRIM_DEFAULT = -1, 128 * 1024
 _MMAP_MAX, _MMAP_DEFAULT = -4, 65_536
+_ARENA_MAX = -8
 _NEVER = 2**31 - 1
 
 
@@ -24,6 +25,16 @@ def release_to_os() -> bool:
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(0))
+
+
+def use_one_heap() -> None:
+    """Let threads that begin from now on share one heap, for `release_to_os` to reach all that was freed.
+
+    glibc has several, and gives back nothing that lies at the end of any but the first.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, 1)
 
 
 @contextmanager

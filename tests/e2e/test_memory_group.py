@@ -13,16 +13,14 @@ from meedge_ray.agent.client import AgentClient
 from meedge_ray.domain.errors import UnavailableError
 
 AMPLE_BYTES = 2**30
-HEADROOM_BYTES = 2**20
-POLICY = {"headroom_bytes": HEADROOM_BYTES, "hysteresis": 0.0, "grow_after_s": 0.1}
-TAKEN_BYTES = 4 * 2**20  # by each drop
-DROPS = 4
+POLICY = {"hysteresis": 0.0, "grow_after_s": 0.1}
+TAKEN_BYTES = 2**20  # by each drop
 PATIENCE_S = 60.0
 
 
 @pytest.fixture
 def home(monkeypatch):
-    with served_home(monkeypatch, ballast=30_000) as home:  # branches of 8 to 23 MB
+    with served_home(monkeypatch, ballast=4000) as home:  # branches of 1 to 3 MB: loading takes less than the head-room
         yield home
 
 
@@ -73,16 +71,16 @@ def eventually(holds):
 
 
 def test_it_lives_and_answers_below_every_limit(home, group, agent):
-    for _ in range(DROPS):
+    drops = 0
+    while agent.status().running.resident_bytes - home.world.bundle.backbone_bytes > 2 * TAKEN_BYTES:
         limit_bytes = held_bytes(agent) - TAKEN_BYTES
         group.announce(limit_bytes)
         eventually(lambda limit_bytes=limit_bytes: group.set_limit(limit_bytes))
         assert home.is_right(agent.infer(SAMPLE))
         assert group.used_bytes() <= limit_bytes
+        drops += 1
     assert group.oom_kills() == 0
-    now = agent.status()
-    assert now.counts.drops >= 1
-    assert now.running.resident_bytes < home.best_bytes
+    assert agent.status().counts.drops >= drops >= 1
 
 
 def test_what_was_taken_comes_back_when_there_is_memory_again(home, group, agent):
@@ -100,5 +98,5 @@ def test_a_foreseen_drop_is_met_before_it_comes(home, group, agent):
     agent.set_memory(home.world.bundle.backbone_bytes, in_ms=50)
     eventually(lambda: agent.status().running.branches == ())
     # Nothing has to be waited for.
-    assert group.set_limit(group.used_bytes() + HEADROOM_BYTES)
+    assert group.set_limit(group.used_bytes() + TAKEN_BYTES)
     assert home.is_right(agent.infer(SAMPLE))
