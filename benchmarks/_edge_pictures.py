@@ -57,7 +57,7 @@ def _limit(axes: Axes, story: Mapping[str, Any]) -> None:
     at_s = [change["at_s"] for change in changes] + [story["watched"][-1][0]]
     limits = [change["limit_bytes"] / _MIB for change in changes]
     axes.step(at_s, [*limits, limits[-1]], where="post", color=_LIMIT, linewidth=3, alpha=0.45, label="the limit")
-    axes.set_ylim(min(limits) - 9, max(limits) + 2)
+    axes.set_ylim(top=max(limits) + 2)
 
 
 def _changes(axes: Axes, story: Mapping[str, Any]) -> None:
