@@ -23,7 +23,6 @@ REQUEST_SECONDS = 10.0  # in which a request must have come, and its answer be t
 _BACKLOG = 128  # also what asyncio accepts in one go: as many file descriptors more, for a moment
 _GRACE_SECONDS = 1  # for answers under way when it is told to end
 _KEEP_ALIVE_SECONDS = 300
-_LAST_ACCEPTED_S = 0.01  # in which those are made that were accepted while the listeners were closed
 _READ_BYTES = 2**16  # asyncio has 256 KiB for every connection
 _LOOPBACK = "127.0.0.1"
 
@@ -75,8 +74,6 @@ class Server(uvicorn.Server):
         """Begin to answer."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        if self.should_exit:  # told to end while it began: uvicorn would leave all as it is
-            await self.shutdown(sockets)
 
     async def main_loop(self) -> None:
         """Sleep until the end; uvicorn's own looks ten times a second whether it has come."""
@@ -85,8 +82,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let answers under way end, for a second; then no connection is left, whoever does not take his."""
+        for each in self._sockets:
+            asyncio.get_running_loop().remove_reader(each)
+        await asyncio.sleep(0)  # those accepted are connected: asyncio leaks what it has accepted but not yet connected
         await super().shutdown(sockets)
-        await asyncio.sleep(_LAST_ACCEPTED_S)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await asyncio.sleep(0)  # in which they are lost

@@ -1,5 +1,6 @@
 """Clients that say nothing, or nonsense, or too slowly; and agents that went away and came back."""
 
+import gc
 import json
 import re
 import socket
@@ -203,6 +204,23 @@ def test_a_forked_process_gets_its_own_answers(server, run_dir):
         "sys.exit(not right or os.waitpid(child, 0)[1] != 0)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.0, 0.0, 0.001, 0.002, 0.004])
+def test_an_agent_ends_cleanly_under_a_flood_of_connections(agent, run_dir, background, after_s):
+    over = threading.Event()
+
+    def flood():
+        while not over.is_set():
+            with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+                connection.connect(str(AgentPlace("pi-1", run_dir).socket))
+
+    flooding = background(flood)
+    with served(agent, run_dir):
+        time.sleep(after_s)
+    over.set()
+    flooding.result()
+    gc.collect()  # a socket left open would be told as a warning, an error here
 
 
 def test_a_taken_port_is_told(agent, run_dir):
