@@ -1,7 +1,7 @@
 """Takes the processor from an agent at random moments, as a real-time process of its own.
 
 Run by edge_preemption.py: python _edge_taker.py JSON. It says that it is ready, reads when the first slot begins, and
-prints when it took it: s on the system's monotonic clock.
+prints when it took it and how late that was: s, on the system's monotonic clock.
 """
 
 import json
@@ -50,12 +50,14 @@ def main() -> None:
     print(json.dumps((_load if taking.how == "load" else _slots)(taking, start_s)))
 
 
-def _slots(taking: Taking, start_s: float) -> list[float]:
-    random, at_s = Random(taking.seed), []
+def _slots(taking: Taking, start_s: float) -> list[tuple[float, float]]:
+    random, took = Random(taking.seed), []
     for slot in range(taking.count):
         begin_s = start_s + slot * taking.slot_s
-        _sleep_until(begin_s + random.uniform(0, taking.window_s))
-        at_s.append(monotonic())
+        meant_s = begin_s + random.uniform(0, taking.window_s)
+        _sleep_until(meant_s)
+        at_s = monotonic()
+        took.append((at_s, at_s - meant_s))
         if taking.how == "kill":
             os.kill(taking.pid, signal.SIGUSR1)
         elif taking.how == "stop":
@@ -64,10 +66,10 @@ def _slots(taking: Taking, start_s: float) -> list[float]:
             os.kill(taking.pid, signal.SIGCONT)
         else:
             _burn_until(begin_s + taking.until_s)
-    return at_s
+    return took
 
 
-def _load(taking: Taking, start_s: float) -> list[float]:
+def _load(taking: Taking, start_s: float) -> list[tuple[float, float]]:
     end_s = start_s + taking.count * taking.slot_s
     while (now_s := monotonic()) < end_s:
         _burn_until(now_s + taking.duty * taking.period_s)

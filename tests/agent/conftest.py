@@ -1,5 +1,6 @@
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +47,9 @@ def sample():
 def service(world):
     with serving(world) as service:
         yield service
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit

@@ -1,7 +1,6 @@
 """An agent from its first moment on, with a service that is there, away, or silent."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -48,12 +47,6 @@ def agent_of(settings):
     yield make
     for agent in agents:
         agent.close()
-
-
-@pytest.fixture
-def background():
-    with ThreadPoolExecutor() as threads:
-        yield threads.submit
 
 
 def until(condition):

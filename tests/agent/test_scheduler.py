@@ -2,7 +2,6 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -108,12 +107,6 @@ def scheduler(device, script, clock):
     scheduler.look()
     yield scheduler
     scheduler.close()
-
-
-@pytest.fixture
-def background():
-    with ThreadPoolExecutor() as threads:
-        yield threads.submit
 
 
 def until(condition):
