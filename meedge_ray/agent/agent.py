@@ -282,6 +282,7 @@ class Agent:
             planning=settings.planning,
             mode=self._mode,
             threads=settings.threads,
+            memory=self._memory,
         )
         former, scheduler = self._scheduler, Scheduler(device, self._memory, self._latency)
         scheduler.look()

@@ -3,36 +3,31 @@
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from threading import Lock
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 
 from meedge_ray.api.agent import Mode
 from meedge_ray.api.serving import PlacementRequest, PlacementResponse
 from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 from meedge_ray.domain.answer import Answer
 from meedge_ray.domain.device_status import DeviceStatus, Source
-from meedge_ray.domain.elastic import Branch, Bundle
 from meedge_ray.domain.errors import (
     BudgetError,
     IntegrityError,
-    InvalidInputError,
     MeedgeError,
     NotFoundError,
     UnavailableError,
 )
 from meedge_ray.runtime.cache import Cache
-from meedge_ray.runtime.engine import Engine, Planner
-from meedge_ray.runtime.exit_planning import FiniteTimePlanner, Planning, learn_pace, planner_for
-from meedge_ray.runtime.latency import LatencyMonitor
-from meedge_ray.runtime.loading import read_predictor
+from meedge_ray.runtime.exit_planning import Planning, learn_pace
 from meedge_ray.runtime.memory import rss_bytes
+from meedge_ray.runtime.memory_budget import MemoryBudget
+from meedge_ray.runtime.model_loader import ModelLoader, NoRoomError
 from meedge_ray.runtime.overruns import Overruns
 from meedge_ray.runtime.placing import Placer
 from meedge_ray.runtime.preemption import Preemption
 from meedge_ray.runtime.sbran import Sbran
-from meedge_ray.search.predictor import ConfidencePredictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +64,7 @@ class Device:
         planning: Planning = "auto",
         mode: Mode = "anytime",
         threads: int = 1,
+        memory: MemoryBudget | None = None,
     ) -> None:
         """Load the backbone; the first budget adds branches.
 
@@ -82,34 +78,36 @@ class Device:
             planning: which resident branches an inference runs, see `planner_for`.
             mode: whether an inference is planned for its deadline, where it has one (MEEdge 3.4: MODE).
             threads: threads one unit may use.
+            memory: what tells whether there is room to load a unit; None loads whatever the budget holds.
 
         Raises:
-            UnavailableError: the service is away and the cache does not hold the backbone.
+            UnavailableError: the service is away and the cache does not hold the backbone, or the memory there is
+                does not hold it while it is loaded.
             MeedgeError: the service refuses, or the model cannot be run.
         """
-        if planning not in get_args(Planning):
-            raise InvalidInputError(
-                f"{planning!r} is no way to plan", where="planning", do=f"Give one of {', '.join(get_args(Planning))}"
-            )
         self.model = model
-        self._cache = cache
-        self._device_type, self._horizon_ms = device_type, horizon_ms
-        self._distribution, self._latency_budget_ms = distribution, latency_budget_ms
-        self._planning: Planning = planning
-        self._mode: Mode = mode
-        self._threads = threads
-        self._monitor = LatencyMonitor()
+        self._cache, self._latency_budget_ms = cache, latency_budget_ms
+        self._loader = ModelLoader(
+            cache,
+            device_type=device_type,
+            horizon_ms=horizon_ms,
+            distribution=distribution,
+            planning=planning,
+            mode=mode,
+            threads=threads,
+            memory=memory,
+        )
         self._control, self._following = Lock(), Lock()  # of what is resident, and of who speaks with the service
         self._memory_bytes: int | None = None
         self._prepared: _Prepared | None = None
         self._overruns = Overruns()
-        self._running = self._loaded(self._cache.bundle_at_hand(model))
+        self._running = self._loader.load(cache.bundle_at_hand(model))
         self._decision = _Decision("local", "no memory budget was set yet")
 
     @property
     def mode(self) -> Mode:
         """How inferences are planned."""
-        return self._mode
+        return self._loader.mode
 
     @property
     def resident_bytes(self) -> int:
@@ -151,8 +149,8 @@ class Device:
         """Answer for one raw sample; see `Engine.infer`."""
         running = self._running
         answer = running.engine.infer(sample, deadline_ms=deadline_ms, preemption=preemption)
-        if self._mode == "finiteTime":
-            learn_pace(self._monitor, running.placer.profile, answer, deadline_ms)
+        if self.mode == "finiteTime":
+            learn_pace(self._loader.monitor, running.placer.profile, answer, deadline_ms)
         return answer
 
     def set_memory(self, memory_bytes: int) -> DeviceStatus:
@@ -205,7 +203,7 @@ class Device:
     def set_mode(self, mode: Mode) -> None:
         """Plan inferences in this mode from now on."""
         with self._control:
-            self._mode = mode
+            self._loader.mode = mode
             engine = self._running.engine
             self._running.arrange(engine.branches, engine.resident_bytes)
 
@@ -249,7 +247,7 @@ class Device:
             resident_bytes=running.engine.resident_bytes,
             process_rss_bytes=rss_bytes(),
             branches=branches,
-            planning=self._planning,
+            planning=self._loader.planning,
             planner=running.engine.planner,
             expectation=running.placer.expectation(branches),
             units_held=len(self._held()),
@@ -257,48 +255,6 @@ class Device:
             source=decision.source,
             problem=decision.problem,
         )
-
-    def _loaded(self, bundle: Bundle) -> Sbran:
-        placer = Placer(
-            bundle, device_type=self._device_type, horizon_ms=self._horizon_ms, distribution=self._distribution
-        )
-        engine = Engine(
-            bundle.input,
-            (self._cache.ensure(block.unit) for block in bundle.blocks),
-            final_accuracy=bundle.final_accuracy,
-            threads=self._threads,
-        )
-        planner_of = partial(self._planner, bundle, placer, self._predictor(bundle))
-        planner_of(())  # what cannot be planned is refused here and now
-        self._cache.release()
-        return Sbran(bundle, placer, engine, self._cache.stored, planner_of)
-
-    def _predictor(self, bundle: Bundle) -> ConfidencePredictor | None:
-        described = bundle.predictor
-        if described is None or self._planning == "static" or (self._planning == "auto" and not described.pays):
-            return None
-        try:
-            return read_predictor(self._cache.ensure(described.unit), bundle)
-        except (NotFoundError, UnavailableError):
-            if self._planning == "auto":
-                return None  # a fixed plan does without
-            raise
-
-    def _planner(
-        self, bundle: Bundle, placer: Placer, predictor: ConfidencePredictor | None, branches: Collection[Branch]
-    ) -> Planner | None:
-        planner = planner_for(
-            self._planning,
-            bundle,
-            placer.profile,
-            branches,
-            predictor,
-            horizon_ms=placer.horizon_ms,
-            law=placer.law,
-        )
-        if self._mode == "anytime":
-            return planner
-        return FiniteTimePlanner(bundle, placer.profile, branches, otherwise=planner, monitor=self._monitor)
 
     def _fit(self) -> None:
         sbran, prepared, memory_bytes = self._running, self._prepared, self._budget()
@@ -358,8 +314,8 @@ class Device:
         bundle = self._cache.bundle(self.model)
         self._cache.ensure_all(block.unit for block in bundle.blocks)
         with self._control:
-            self._running.engine.place((), self._cache.stored)
-            self._running, self._prepared = self._loaded(bundle), None
+            self._running.shed()
+            self._running, self._prepared = self._loader.load(bundle), None
 
     def _ask(self, memory_bytes: int, *, latency_budget_ms: float | None) -> PlacementResponse:
         rate_bps = self._cache.rate_bps
@@ -370,19 +326,20 @@ class Device:
                 latency_budget_ms=latency_budget_ms if rate_bps else None,
                 rate_bps=rate_bps,
                 held=sorted(self._held()),
-                horizon_ms=self._horizon_ms,
-                distribution=self._distribution,
-                device_type=self._device_type,
+                horizon_ms=self._loader.horizon_ms,
+                distribution=self._loader.distribution,
+                device_type=self._loader.device_type,
             ),
         )
 
     def _make_do(self) -> None:
         """Place the best of what is held."""
         sbran = self._running
+        too_large = set[str]()
         while True:
             memory_bytes = self._budget()
             # Before the lock: a new budget must not wait for the search.
-            names = sbran.best_of(self._held(), memory_bytes)
+            names = sbran.best_of(self._held() - too_large, memory_bytes)
             with self._control:
                 if sbran.size_bytes(names) > self._budget():
                     continue
@@ -390,6 +347,8 @@ class Device:
                     return sbran.arrange(names, memory_bytes)
                 except (NotFoundError, IntegrityError):
                     continue  # a damaged unit is held no more: choose among the rest
+                except NoRoomError as error:
+                    too_large.add(error.unit.sha256)
 
     def _held(self) -> frozenset[str]:
         # What is resident is at hand even where the disk did not take it.

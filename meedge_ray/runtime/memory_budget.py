@@ -16,8 +16,8 @@ from meedge_ray.api.agent import MemoryPolicy, ScheduledMemory
 from meedge_ray.domain.errors import BudgetError, InvalidInputError
 from meedge_ray.runtime.memory_sources import MemoryReading, MemorySources
 
-# What a loaded unit takes of the machine for each byte of its file: weights, packed weights and the engine's arena.
-REAL_BYTES_PER_UNIT_BYTE = 1.4
+# What a loaded unit takes of the machine for each byte of its file; 1.01 to 1.05 were measured.
+_REAL_BYTES_PER_UNIT_BYTE = 1.1
 
 _MOST_FORESEEN = 1000
 _DAY = timedelta(days=1)
@@ -171,6 +171,13 @@ class MemoryBudget:
             self._allowed = min(self._declared, self._within)
             return self._allowed
 
+    def has_room(self, needed_bytes: int, *, within_headroom: bool) -> bool:
+        """Return whether so many bytes may be taken now for a moment, of the head-room too or not."""
+        kept_bytes = 0 if within_headroom else self._policy.headroom_bytes
+        with self._lock:
+            reading = self._sources.read()
+        return reading is None or needed_bytes + kept_bytes <= reading.free_bytes
+
     def state(self) -> BudgetState:
         """Return what the last look found and what is declared now; takes no look."""
         with self._lock:
@@ -294,7 +301,7 @@ def _when(change: Foreseen) -> float:
 
 def _fitting(resident_bytes: int, spare_bytes: int) -> int:
     """Return the units that fit: more cost more than their files' bytes, fewer surely give back as much as those."""
-    more = spare_bytes / REAL_BYTES_PER_UNIT_BYTE if spare_bytes > 0 else spare_bytes
+    more = spare_bytes / _REAL_BYTES_PER_UNIT_BYTE if spare_bytes > 0 else spare_bytes
     return resident_bytes + math.floor(more)
 
 

@@ -66,10 +66,14 @@ class Sbran:
         try:
             names = self.best_of({unit.sha256 for unit in self.resident}, memory_bytes)
         except BudgetError:
-            self.engine.place((), self._stored)
+            self.shed()
             raise
         self.arrange(names, memory_bytes)
         return True
+
+    def shed(self) -> None:
+        """Unload all branches."""
+        self.engine.place((), self._stored)
 
     def arrange(self, names: Iterable[str], memory_bytes: int) -> None:
         """Make these branches, which fit the budget, what is resident; only units that are lacking are loaded.

@@ -12,7 +12,7 @@ from meedge_ray.api.agent import MemoryPolicy
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.errors import BudgetError
 from meedge_ray.runtime import client as client_module
-from meedge_ray.runtime import device as device_module
+from meedge_ray.runtime import model_loader
 from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
@@ -122,7 +122,7 @@ def test_a_sudden_drop_ends_the_running_inference_with_its_best_and_the_next_one
     scheduler, device, script, world, sample, background, monkeypatch
 ):
     planner = HoldingPlanner()
-    monkeypatch.setattr(device_module, "planner_for", lambda *_, **__: planner)
+    monkeypatch.setattr(model_loader, "planner_for", lambda *_, **__: planner)
     scheduler.set_memory(EVERYTHING)
     assert device.status().branches
     running = background(scheduler.infer, sample)
