@@ -125,7 +125,7 @@ def test_the_first_look_waits_for_nothing():
 def test_memory_taken_away_lowers_it_at_once_and_given_back_raises_it_late():
     rig = Rig()
     assert rig.look(used=299) == 500
-    assert rig.look(after_s=0.01, used=680) == 200
+    assert rig.look(after_s=0.01, used=679) == 200
     assert rig.look(after_s=0.01, used=299) == 200
     assert rig.look(after_s=0.9, used=299) == 200
     assert rig.look(after_s=0.11, used=299) == 500
