@@ -108,10 +108,11 @@ class Resident:
 
 def held_bytes(group: MemoryGroup) -> int:
     """Return what counts against the limit less what the kernel gives up by itself."""
-    name = "total_inactive_file" if group.version == 1 else "inactive_file"
+    total, mapped = ("total_", "total_mapped_file") if group.version == 1 else ("", "file_mapped")
     lines = (group.folder / "memory.stat").read_text().splitlines()
-    inactive = next(int(line.split()[1]) for line in lines if line.split()[0] == name)
-    return group.used_bytes() - inactive
+    counted = {name: int(value) for name, value in (line.split() for line in lines)}
+    active = max(0, counted[f"{total}active_file"] - counted[mapped])
+    return group.used_bytes() - counted[f"{total}inactive_file"] - active
 
 
 def _taken(group: MemoryGroup, limit_bytes: int) -> bool:

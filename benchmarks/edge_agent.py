@@ -63,9 +63,13 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="AlexNet's bundle instead")
     parser.add_argument("--small", type=Path, help="ResNet-20's bundle instead")
     parser.add_argument("--quick", action="store_true", help="only see that it runs; results stay in the work folder")
+    parser.add_argument("--thin", type=int, metavar="DEVICES", help="only so many devices without Ray; writes nothing")
     arguments = parser.parse_args()
     work: Path = arguments.work.resolve()
     folder, bundle = edge_bundle(work, quick=arguments.quick, given=arguments.bundle)
+    if arguments.thin:
+        print(json.dumps(thin(folder, bundle, devices=arguments.thin, seconds=60), indent=2))
+        return
     small = _small(work, arguments.small, quick=arguments.quick)
     python = base_install(work)
     figures: Figures = {"targets": TARGETS, "switching": switching(folder)}
@@ -205,7 +209,7 @@ def _maps(pid: int) -> bool:
 
 
 def thin(folder: Path, bundle: Bundle, *, devices: int, seconds: float) -> Figures:
-    """Return how long requests took of a thousand devices without Ray, served by one Serve application."""
+    """Return what became of a thousand devices' requests without Ray, served by one Serve application."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     with cluster():
@@ -222,17 +226,10 @@ def thin(folder: Path, bundle: Bundle, *, devices: int, seconds: float) -> Figur
                 seconds=seconds,
             )
             command = [sys.executable, str(_HERE / "_edge_thin.py"), crowd.json()]
-            said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            said: Figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         finally:
             stop_service()
-    figures: Figures = {"devices": devices, "seconds": seconds, "registered_s": said["registered_s"]}
-    for kind, rows in said["rows"].items():
-        figures[kind] = {
-            "requests": len(rows),
-            "refused": sum(not 200 <= status < 300 for _, _, status in rows),
-            "took_ms": _spread([took_ms for _, took_ms, _ in rows]),
-        }
-    return figures
+    return said
 
 
 def _sample(bundle: Bundle) -> NDArray[np.uint8]:

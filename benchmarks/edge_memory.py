@@ -27,7 +27,6 @@ from _edge_contest import (
     CHANGES,
     CONTESTANTS,
     EARLY_S,
-    GREEDY,
     OURS,
     OURS_BARE,
     START,
@@ -47,13 +46,15 @@ from _results import RESULTS, write_results
 
 from meedge_ray.cli.output import show, table
 from meedge_ray.runtime.placing import HORIZON_FACTOR
+from meedge_ray.runtime.sessions import loading_bytes
 from meedge_ray.train.evaluation import test_samples
 
 MIB = 2.0**20
 SPARE_BYTES = 2**20  # above what is needed, and the head-room
 RATES_MIB = (20, 50, 100, 200, 400)  # a second, of the neighbour's growth
 SWINGS = 5  # of the neighbour at each rate
-RANDOM_CHANGES, HEAVY_CHANGES = 1000, 200
+RANDOM_CHANGES, HEAVY_CHANGES = 1000, 300
+MOST_LOADING_BYTES = 8 * 2**20  # there is room for at the highest limit: the largest units stay out
 TOLD_S = 0.25  # before a foreseen one of the random changes
 NEEDS = (*CONTESTANTS, OURS_BARE)
 
@@ -81,7 +82,7 @@ def main() -> None:
         folder, bundle = with_heavy_branches(folder, bundle, work)
         url = running.enter_context(serving(folder))
         (Path(run_dir) / "heavy").mkdir()
-        heavy = replace(scene, folder=folder, bundle=bundle, url=url, run_dir=Path(run_dir) / "heavy", policy=GREEDY)
+        heavy = replace(scene, folder=folder, bundle=bundle, url=url, run_dir=Path(run_dir) / "heavy")
         said: Figures = {"single_exit_ms": single_ms, "horizon_ms": scene.horizon_ms, "test_samples": len(images.y)}
         said |= shown(scene, quick=arguments.quick)
         said |= changed_at_random(scene, heavy, said["needs_bytes"], quick=arguments.quick)
@@ -133,15 +134,16 @@ def shown(scene: Scene, *, quick: bool) -> Figures:
 
 
 def changed_at_random(scene: Scene, heavy: Scene, needs: Figures, *, quick: bool) -> Figures:
-    """Change the limit of ours a thousand times; then where its branches are so heavy that the kernel insists."""
+    """Change the limit of ours a thousand times; then where its branches are so heavy that the kernel insists.
+
+    The lowest limit is what the bare backbone needs and a little: not even the head-room is left.
+    """
     runs = {}
-    for name, its, count in (
-        ("own_branches", replace(scene, policy=GREEDY), RANDOM_CHANGES),
-        ("heavy_branches", heavy, HEAVY_CHANGES),
-    ):
+    for name, its, count in (("own_branches", scene, RANDOM_CHANGES), ("heavy_branches", heavy, HEAVY_CHANGES)):
         most_bytes, headroom_bytes = need_bytes(its, OURS), its.policy.headroom_bytes
-        low = needs[OURS_BARE] + headroom_bytes + SPARE_BYTES
-        high = most_bytes + headroom_bytes + 3 * SPARE_BYTES
+        loading = max(loading_bytes(unit.size_bytes) for branch in its.bundle.branches for unit in branch.units)
+        low = needs[OURS_BARE] + SPARE_BYTES
+        high = most_bytes + headroom_bytes + min(loading, MOST_LOADING_BYTES)
         runs[name] = {"needs_bytes": most_bytes, "policy": its.policy.model_dump()}
         runs[name] |= randomly(its, low, high, changes=20 if quick else count)
         print(name, json.dumps(runs[name]), flush=True)

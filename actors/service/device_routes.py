@@ -8,7 +8,7 @@ from fastapi import Path as InPath
 
 from meedge_ray.actors.service.admission import Served, bearer_of
 from meedge_ray.actors.service.credentials import LIFETIME_S, Claims
-from meedge_ray.actors.service.registry import HEARTBEAT_S, Presence, Record
+from meedge_ray.actors.service.registry import Presence, Record
 from meedge_ray.actors.service.roster import Roster
 from meedge_ray.api.devices import (
     CredentialBody,
@@ -55,7 +55,7 @@ def device_routes(served: Served, roster: Roster) -> APIRouter:
             )
         desired = _desired(served, roster.heard(claims, body.model_dump_json()), claims.model)
         renew = claims.is_to_be_renewed(time.time()) or claims.model != desired.model
-        return HeartbeatAnswer(desired=desired, renew=renew, heartbeat_s=HEARTBEAT_S)
+        return HeartbeatAnswer(desired=desired, renew=renew, heartbeat_s=roster.heartbeat_s)
 
     return router
 
@@ -65,7 +65,7 @@ def _issued(served: Served, record: Record) -> CredentialBody:
     expires_at = time.time() + LIFETIME_S
     claims = Claims(device=record.device, model=model, generation=record.newest, expires_at=expires_at)
     credential = served.signer.credential(claims)
-    return CredentialBody(credential=credential, expires_in_s=LIFETIME_S, heartbeat_s=HEARTBEAT_S)
+    return CredentialBody(credential=credential, expires_in_s=LIFETIME_S, heartbeat_s=record.heartbeat_s)
 
 
 def _desired(served: Served, record: Record | None, model: str) -> Desired:
@@ -86,6 +86,7 @@ def _entry(served: Served, presence: Presence) -> DeviceEntry:
         memory_bytes=record.memory_bytes,
         version=record.version,
         silent_s=presence.silent_s,
+        is_silent=presence.is_silent,
         status=Heartbeat.model_validate_json(status) if status else None,
         desired=_desired(served, record, record.model),
     )

@@ -15,11 +15,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from meedge_ray.actors.service.credentials import Claims
+from meedge_ray.actors.service.rhythm import HEARTBEAT_S, heartbeat_s, silent_after_s
 from meedge_ray.api.devices import Desired, Registration
 from meedge_ray.domain.errors import CredentialError, InvalidInputError, UnavailableError
 
-HEARTBEAT_S = 5.0
-SILENT_AFTER_S = 3 * HEARTBEAT_S
 OVERLAP_S = 30.0  # that requests under way may take after a credential was replaced
 _MOST_DEVICES = 20_000
 
@@ -36,6 +35,7 @@ class Record:
 
     Of its credentials' generations `newest` was issued last, `current` used last, and `former` counts until
     `former_until` (Unix seconds). `declared_by` is the uid of the service whose EdgeDevice stands for it, or empty.
+    `heartbeat_s` is how often it was last told to say how it is.
     """
 
     device: str
@@ -48,6 +48,7 @@ class Record:
     former: int = 0
     former_until: float = 0.0
     is_revoked: bool = False
+    heartbeat_s: float = HEARTBEAT_S
     declared_by: str = ""
     desired: Desired | None = None
 
@@ -67,10 +68,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a replica has heard from a device: which credential it bears, and how it is (JSON of a Heartbeat)."""
+    """What a replica has heard from a device, and told it.
+
+    Which credential it bears, how it is (JSON of a Heartbeat), and how often it is to say so.
+    """
 
     claims: Claims
     status: str | None
+    told_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +88,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The records that changed since a version."""
+    """The records that changed since a version, and how often devices are to be told to say how they are."""
 
     version: Version
+    heartbeat_s: float
     records: tuple[Record, ...]
 
 
@@ -96,6 +102,11 @@ class Presence:
     record: Record
     silent_s: float
     status: str | None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has missed what it was told to say."""
+        return self.silent_s > silent_after_s(self.record.heartbeat_s)
 
 
 _ROW = TypeAdapter(Record)
@@ -110,11 +121,19 @@ class Registry:
         self._life = time.time_ns()
         rows = self._database.execute("SELECT content FROM devices")
         self._records = {record.device: record for record in (_ROW.validate_json(content) for (content,) in rows)}
+        # What they were told since they were written is not known any more, but why they were.
+        for device, record in self._records.items():
+            self._records[device] = replace(record, heartbeat_s=max(record.heartbeat_s, self.heartbeat_s))
         self._since = dict.fromkeys(self._records, time.monotonic())
         self._said: dict[str, str] = {}
         self._unused: set[str] = set()
         self._changes = 0
         self._changed: dict[str, int] = dict.fromkeys(self._records, 0)  # the last change comes last
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a device is to say how it is, by how many there are that were not revoked."""
+        return heartbeat_s(sum(not record.is_revoked for record in self._records.values()))
 
     def register(self, device: str, registration: Registration, proof: Claims | None) -> Record:
         """Note a device and return its record, whose newest generation is for it to have.
@@ -138,7 +157,7 @@ class Registry:
                 "a device of that name is at work",
                 where=f"device {device}",
                 do="Take another name; if it is this one, send its credential instead of the enrolment token, or wait "
-                f"until the service has not heard of it for {SILENT_AFTER_S:g} s",
+                f"until the service has not heard of it for {silent_after_s(before.heartbeat_s):g} s",
             )
         if before is None or before.is_revoked:
             generation = _next(before)
@@ -149,7 +168,7 @@ class Registry:
             self._unused.add(device)
             self._since[device] = time.monotonic()
         said = {name: getattr(registration, name) for name in ("model", "device_type", "memory_bytes", "version")}
-        self._keep([replace(record, **said)])
+        self._keep([replace(record, **said, heartbeat_s=self.heartbeat_s)])
         return self._records[device]
 
     def renew(self, claims: Claims) -> Record:
@@ -164,7 +183,7 @@ class Registry:
         record = self._records[claims.device]
         if refusal := record.refusal(claims.generation, time.time()):
             raise CredentialError(refusal, where="header Authorization", do="Register with the enrolment token")
-        self._keep([replace(record, newest=_next(record))])
+        self._keep([replace(record, newest=_next(record), heartbeat_s=self.heartbeat_s)])
         return self._records[claims.device]
 
     def exchange(self, news: list[News], since: Version) -> Changes:
@@ -176,16 +195,11 @@ class Registry:
             if change <= known:
                 break
             records.append(self._records[device])
-        return Changes(Version(self._life, self._changes), tuple(records))
+        return Changes(Version(self._life, self._changes), self.heartbeat_s, tuple(records))
 
     def presences(self) -> list[Presence]:
         """Return every device that was not revoked, by name."""
-        now = time.monotonic()
-        return [
-            Presence(record, now - self._since[device], self._said.get(device))
-            for device, record in sorted(self._records.items())
-            if not record.is_revoked
-        ]
+        return [self._presence(record) for _, record in sorted(self._records.items()) if not record.is_revoked]
 
     def desire(self, desired: dict[str, Desired], declared_by: str) -> None:
         """Note what devices are to do, and the uid of the service whose EdgeDevices say so."""
@@ -210,25 +224,34 @@ class Registry:
             self._unused.discard(device)
             if each.status is not None:
                 self._said[device] = each.status
+            generation = claims.generation
+            record = before or Record(device=device, model=claims.model, newest=generation, current=generation)
+            if each.told_s is not None:
+                record = replace(record, heartbeat_s=each.told_s)
             if before is None:
-                generation = claims.generation
-                changed.append(Record(device=device, model=claims.model, newest=generation, current=generation))
-            elif claims.generation > before.current:
+                changed.append(record)
+            elif generation > before.current:
                 changed.append(
                     replace(
-                        before,
-                        newest=max(before.newest, claims.generation),
-                        current=claims.generation,
+                        record,
+                        newest=max(before.newest, generation),
+                        current=generation,
                         former=before.current,
                         former_until=now + OVERLAP_S,
                         is_revoked=False,
                     )
                 )
+            else:
+                self._records[device] = record  # not worth writing: the next heartbeat says it again
         self._keep(changed)
 
     def _is_at_work(self, record: Record) -> bool:
+        is_used = not record.is_revoked and record.device not in self._unused
+        return is_used and not self._presence(record).is_silent
+
+    def _presence(self, record: Record) -> Presence:
         silent_s = time.monotonic() - self._since[record.device]
-        return not record.is_revoked and record.device not in self._unused and silent_s < SILENT_AFTER_S
+        return Presence(record, silent_s, self._said.get(record.device))
 
     def _keep(self, records: Iterable[Record]) -> None:
         records = list(records)

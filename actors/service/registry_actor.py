@@ -70,7 +70,10 @@ class ReplicaLink:
             return await asyncio.wait_for(ask(self._actor), _TIMEOUT_S)
         except RayTaskError as error:
             raise _cause(error) from None
-        except (RayError, TimeoutError) as error:
+        except TimeoutError as error:
+            # It may be starting: to look for it again for every device that waits would hold up all other requests.
+            raise _away(self._service) from error
+        except RayError as error:
             self._actor = None
             raise _away(self._service) from error
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from meedge_ray.actors.service.credentials import Claims
 from meedge_ray.actors.service.registry import Changes, News, Presence, Record, Registry, Version
+from meedge_ray.actors.service.rhythm import HEARTBEAT_S
 from meedge_ray.api.devices import Registration
 from meedge_ray.domain.errors import CredentialError, UnavailableError
 
@@ -57,6 +58,7 @@ class Roster:
 
     def __init__(self, registry: RegistryLink) -> None:
         """Nothing is asked before the first device comes."""
+        self.heartbeat_s = HEARTBEAT_S
         self._registry = registry
         self._records: dict[str, Record] = {}
         self._version = Version()
@@ -80,11 +82,14 @@ class Roster:
                 refusal, where="header Authorization", do="Send the newest one, or register with the enrolment token"
             )
         if record is None or claims.generation > record.current:
-            self._note(claims, None)
+            self._note(News(claims, None))
 
     def heard(self, claims: Claims, status: str) -> Record | None:
-        """Take note of how a device is (JSON of a Heartbeat), and return what is known of it."""
-        self._note(claims, status)
+        """Take note of how a device is (JSON of a Heartbeat), and return what is known of it.
+
+        It is told to say so again every `heartbeat_s`.
+        """
+        self._note(News(claims, status, self.heartbeat_s))
         return self._records.get(claims.device)
 
     async def register(self, device: str, registration: Registration, proof: Claims | None) -> Record:
@@ -100,12 +105,13 @@ class Roster:
         await self._exchange()
         return await self._registry.presences()
 
-    def _note(self, claims: Claims, status: str | None) -> None:
-        before = self._news.get(claims.device)
+    def _note(self, news: News) -> None:
+        before = self._news.get(news.claims.device)
         if before is not None:
-            claims = max(claims, before.claims, key=lambda each: each.generation)
-            status = before.status if status is None else status
-        self._news[claims.device] = News(claims, status)
+            said = before if news.status is None else news
+            claims = max(news.claims, before.claims, key=lambda each: each.generation)
+            news = News(claims, said.status, said.told_s)
+        self._news[news.claims.device] = news
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
 
@@ -130,5 +136,5 @@ class Roster:
             if changes.version.life != self._version.life:
                 self._records = {}
             self._records |= {record.device: record for record in changes.records}
-            self._version = changes.version
+            self._version, self.heartbeat_s = changes.version, changes.heartbeat_s
             self._known_at = time.monotonic()

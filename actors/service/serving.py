@@ -24,8 +24,10 @@ from meedge_ray.actors.waiting import eventually
 from meedge_ray.domain.errors import InvalidInputError, UnavailableError
 
 _NAME = "meedge"
-_ONGOING = 64  # a replica's requests at a time; most wait for a device's slow link
-_QUEUED = 256  # then 503, which a device takes for "later"
+# A replica's requests at a time: so many that it is not idle while Serve's proxy, which found it full, pauses for up to
+# 0.5 s, and so few that even a busy one has answered them before devices give up.
+_ONGOING = 128
+_QUEUED = 64  # then 503, which a device takes for "later"
 _CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
 _PROXY_TIMEOUT_S = 5.0
 _STOP_TIMEOUT_S = 30.0

@@ -15,13 +15,31 @@ from meedge_ray.agent.status import AgentStatus
 from meedge_ray.api.agent import AgentProblem, AgentSettings, Mode
 from meedge_ray.api.devices import CredentialBody, Desired, Registration
 from meedge_ray.bundle.files import write_atomically
-from meedge_ray.domain.errors import CredentialError, MeedgeError
+from meedge_ray.domain.errors import CredentialError, MeedgeError, UnavailableError
 from meedge_ray.runtime.client import ServiceClient
 
 _STATUS = TypeAdapter(AgentStatus)
 _LONGEST_PAUSE_S = 60.0
+_BUSY = 3  # heartbeats in a row that a service may fail to take before it counts as away
 
 _log = logging.getLogger(__name__)
+
+
+def first_pause_s(every_s: float) -> float:
+    """Return when to say for the first time how the device is: those that came at once spread over their interval."""
+    return random.uniform(0, every_s)  # noqa: S311 - nothing is to be kept secret
+
+
+def pause_s(every_s: float, failures: int) -> float:
+    """Return when to say next how the device is, in seconds, after so many failures in a row.
+
+    After the first it is soon, for the service misses it; then ever later, up to a minute, or the interval where that
+    is longer. So uneven that devices which came at once are apart after a few heartbeats.
+    """
+    mean_s = every_s
+    if failures:
+        mean_s = min(every_s * 2.0 ** (min(failures, 10) - 3), max(every_s, _LONGEST_PAUSE_S))
+    return mean_s * random.uniform(0.5, 1.5)  # noqa: S311 - nothing is to be kept secret
 
 
 class Steered(Protocol):
@@ -60,6 +78,7 @@ class Heartbeat:
         folder = Path(settings.cache_dir).expanduser() / "credentials"
         self._file = folder / f"{settings.device}.json"
         self._followed: Desired | None = None
+        self._is_registered = False
         self._stop = Event()
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -73,6 +92,7 @@ class Heartbeat:
             kept = json.loads(self._file.read_text())
             if kept["service_url"] == self._settings.service_url:
                 self._client.renew_token(kept["credential"])
+                self._is_registered = True
                 return
         self._register()
 
@@ -115,22 +135,22 @@ class Heartbeat:
         self._agent.ask_service()
 
     def _run(self) -> None:
-        failures = 0
-        while not self._stop.wait(self._pause_s(failures)):
+        failures, next_s = 0, first_pause_s(self._every_s)
+        while not self._stop.wait(next_s):
             try:
                 self._beat_or_register()
                 failures, self.problem = 0, None
             except MeedgeError as error:
-                failures, self.problem = min(failures + 1, 10), problem_of(error)
+                failures += 1
+                if failures >= _BUSY or not isinstance(error, UnavailableError):
+                    self.problem = problem_of(error)
             except Exception:
                 _log.exception("the device could not say how it is")
-
-    def _pause_s(self, failures: int) -> float:
-        # Uneven, so that a thousand devices which came at once do not go on all at once.
-        pause_s: float = min(self._every_s * 2**failures, max(self._every_s, _LONGEST_PAUSE_S))
-        return pause_s * random.uniform(0.8, 1.0)  # noqa: S311 - nothing is to be kept secret
+            next_s = pause_s(self._every_s, failures)
 
     def _beat_or_register(self) -> None:
+        if not self._is_registered:
+            self._register()
         try:
             self.beat()
         except CredentialError:
@@ -140,6 +160,7 @@ class Heartbeat:
 
     def _register(self) -> None:
         settings = self._settings
+        self._is_registered = False
         self._client.renew_token(settings.token)
         self._keep(
             self._client.register(
@@ -155,7 +176,7 @@ class Heartbeat:
 
     def _keep(self, given: CredentialBody) -> None:
         self._client.renew_token(given.credential)
-        self._every_s = given.heartbeat_s
+        self._every_s, self._is_registered = given.heartbeat_s, True
         kept = {"service_url": self._settings.service_url, "credential": given.credential}
         with suppress(MeedgeError):  # a full disk: it registers again when it starts again
             write_atomically(self._file, json.dumps(kept).encode(), private=True)

@@ -130,6 +130,7 @@ class DeviceEntry(Body):
     memory_bytes: int | None = Field(description="that it registered with; null: the registry's file was lost since")
     version: str
     silent_s: float = Field(description="since it last said how it is, registered, or was read from a file")
+    is_silent: bool = Field(description="it has missed three of the heartbeats that it was told to send")
     status: Heartbeat | None = Field(description="what it said last; null: nothing yet")
     desired: Desired
 

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +12,11 @@ import typer
 from rich.table import Table
 
 from meedge_ray.cli.extras import extra
+from meedge_ray.cli.joining import enrol_command, join_command
 from meedge_ray.cli.output import Format, emit, table
-from meedge_ray.domain.errors import NotFoundError
+from meedge_ray.domain.errors import MeedgeError, NotFoundError
+from meedge_ray.operator.client.api_client import ApiClient
+from meedge_ray.operator.client.resources import SERVICES
 from meedge_ray.operator.keeping.home import Home, home_path
 from meedge_ray.operator.keeping.places import (
     API_SERVER,
@@ -24,6 +29,8 @@ from meedge_ray.operator.keeping.places import (
 )
 from meedge_ray.operator.keeping.run_file import PartStatus, Run, read_run
 from meedge_ray.operator.server.tables import age
+
+_ANSWER_TIMEOUT_S = 5.0
 
 HomeOption = Annotated[
     Path | None,
@@ -46,7 +53,7 @@ def status(
     if run is None:
         emit(form, {"home": str(place.path), "state": "stopped", "parts": []}, f"nothing runs in {place.path}")
         raise typer.Exit(1)
-    emit(form, as_json(place, run), *as_text(place, run))
+    tell(form, place, run)
     if _state(run) != "ready":
         raise typer.Exit(1)
 
@@ -62,8 +69,13 @@ def kubeconfig(home: HomeOption = None) -> None:
     sys.stdout.write(f"{place.kubeconfig}\n")
 
 
-def as_json(home: Home, run: Run) -> dict[str, Any]:
-    """Return all there is to know about what runs, for programs."""
+def tell(form: Format, home: Home, run: Run) -> None:
+    """Print all there is to know about what runs, and how devices come."""
+    join, enrolments = _join_command(home, run), _enrolments(home, run)
+    emit(form, _as_json(home, run, join, enrolments), *_as_text(home, run, join, enrolments))
+
+
+def _as_json(home: Home, run: Run, join: str, enrolments: Mapping[str, str]) -> dict[str, Any]:
     ports = home.ports()
     return {
         "home": str(home.path),
@@ -73,10 +85,11 @@ def as_json(home: Home, run: Run) -> dict[str, Any]:
         "kubeconfig": str(home.kubeconfig),
         "apiServer": api_url(ports),
         "dashboard": dashboard_url(ports),
-        "rayAddress": f"{ray_address(run.host)}:{ports.ray}",
-        "serve": f"http://{run.host}:{ports.serve}",
-        "baseDir": run.base_dir,
-        "join": _join_command(home, run),
+        "rayAddress": f"{ray_address(run.told.host)}:{ports.ray}",
+        "serve": f"{'https' if run.told.tls else 'http'}://{run.told.host}:{ports.serve}",
+        "baseDir": run.told.base_dir,
+        "join": join,
+        "enrol": dict(enrolments),
         "parts": [
             {
                 "name": part.name,
@@ -91,8 +104,7 @@ def as_json(home: Home, run: Run) -> dict[str, Any]:
     }
 
 
-def as_text(home: Home, run: Run) -> list[Table | str]:
-    """Return the same for people."""
+def _as_text(home: Home, run: Run, join: str, enrolments: Mapping[str, str]) -> list[Table | str]:
     ports = home.ports()
     where = {API_SERVER: api_url(ports), RAY: dashboard_url(ports), RECONCILER: ""}
     rows = [
@@ -109,10 +121,13 @@ def as_text(home: Home, run: Run) -> list[Table | str]:
     shown: list[Table | str] = [table(["part", "state", "for", "restarts>", "pid>", "where"], rows), ""]
     if run.supervisor.process() is None:
         shown.append("its supervisor was killed, and nothing is started again: run `meedge up`\n")
+    enrol = [f"or a device without Ray, at ElasticService {name}:\n  {each}" for name, each in enrolments.items()]
+    none_yet = "or a device without Ray: apply an ElasticService; `meedge status` then says how"
     return [
         *shown,
         f"export KUBECONFIG={home.kubeconfig}",
-        f"join an edge node, NAME being its own:\n  {_join_command(home, run)}",
+        f"join an edge node, NAME being its own:\n  {join}",
+        *(enrol or [none_yet]),
         "stop with: meedge down",
     ]
 
@@ -135,9 +150,24 @@ def _age(since: float) -> str:
 
 def _join_command(home: Home, run: Run) -> str:
     with extra("ray"):
-        from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, Cluster, start_arguments
+        from meedge_ray.actors.cluster import Cluster
     from meedge_ray.operator.keeping.places import NODE_SETTINGS
 
-    joined = Cluster(f"{ray_address(run.host)}:{home.ports().ray}", {**NODE_SETTINGS, **ray_environment(home)})
-    variables = [f"{name}={value}" for name, value in joined.environment.items()]
-    return " ".join([*variables, "ray", *start_arguments(joined, {ROLE_LABEL: EDGE, DEVICE_LABEL: "NAME"})])
+    address = f"{ray_address(run.told.host)}:{home.ports().ray}"
+    return join_command(Cluster(address, {**NODE_SETTINGS, **ray_environment(home)}))
+
+
+def _enrolments(home: Home, run: Run) -> dict[str, str]:
+    # The command of each ElasticService that has its URL, by namespace and name.
+    certificate = run.told.tls[0] if run.told.tls else None
+    commands = {}
+    with suppress(MeedgeError), ApiClient(home.kubeconfig, timeout_s=_ANSWER_TIMEOUT_S) as client:
+        for service in client.list(SERVICES)["items"]:
+            metadata, status = service["metadata"], service.get("status", {})
+            # A token that cannot be read is told in the service's own status.
+            with suppress(KeyError, OSError):
+                url, token_file = status["url"], Path(status["tokenFile"])
+                model = service["spec"]["modelRefs"][0]["name"]
+                name = f"{metadata['namespace']}/{metadata['name']}"
+                commands[name] = enrol_command(url, token_file, model, certificate)
+    return commands

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from meedge_ray.cli.extras import extra
-from meedge_ray.cli.operator_status import HomeOption, as_json, as_text
-from meedge_ray.cli.output import Format, emit
+from meedge_ray.cli.operator_status import HomeOption, tell
+from meedge_ray.cli.output import Format
 from meedge_ray.domain.errors import InvalidInputError
 from meedge_ray.operator.keeping.home import Home, home_path
 from meedge_ray.operator.keeping.run_file import Run
@@ -27,6 +27,11 @@ def up(
         Path | None,
         typer.Option(help="where relative paths in manifests start [default: as before, else the current folder]"),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="serve models over HTTPS: PEM file of a certificate of --host's address, with --tls-key"),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key")] = None,
     form: Annotated[Format, typer.Option("-o", "--output", help="how to answer")] = Format.TEXT,
 ) -> None:
     """Run the operator in the background: an API server for kubectl, a Ray cluster, and the controllers.
@@ -34,6 +39,9 @@ def up(
     What dies comes back, and what is declared is kept in the home over `meedge down`. Then declare what you want:
 
         kubectl apply -f manifests/      or      meedge apply -f manifests/
+
+    Devices come with the printed commands, which `meedge status` shows again: as nodes of the Ray cluster, or without
+    Ray, once there is an ElasticService. Over HTTPS both look for the certificate under the same path as here.
 
     Example: meedge up --host 192.168.1.10
     """
@@ -45,13 +53,15 @@ def up(
 
     if base_dir is not None and not base_dir.is_dir():
         raise InvalidInputError("is no folder", where="--base-dir", do="Name one that is there")
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidInputError("one goes not without the other", where="--tls-cert, --tls-key", do="Give both")
+    tls = (tls_cert, tls_key) if tls_cert and tls_key else None
     try:
-        run = start(home_path(home), host=host, base_dir=base_dir, told=_Progress())
+        run = start(home_path(home), host=host, base_dir=base_dir, tls=tls, told=_Progress())
     except KeyboardInterrupt:
         _tell("interrupted: what was started here is stopped again")
         raise typer.Exit(1) from None
-    place = Home(home_path(home))
-    emit(form, as_json(place, run), *as_text(place, run))
+    tell(form, Home(home_path(home)), run)
 
 
 def down(home: HomeOption = None) -> None:

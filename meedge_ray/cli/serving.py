@@ -7,7 +7,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from meedge_ray.cli.bundles import Horizon
 from meedge_ray.cli.distribution import Distribution, read_distribution
 from meedge_ray.cli.extras import extra
 from meedge_ray.cli.fields import as_options
+from meedge_ray.cli.joining import enrol_command, join_command
 from meedge_ray.cli.output import Format, emit
 from meedge_ray.cli.planning import Plan, Planning
 from meedge_ray.domain.errors import InvalidInputError
@@ -23,9 +24,6 @@ from meedge_ray.domain.quantity import parse_bytes
 from meedge_ray.runtime.exit_planning import planner_for
 from meedge_ray.runtime.loading import load_predictor
 from meedge_ray.runtime.placing import Placer
-
-if TYPE_CHECKING:
-    from meedge_ray.actors.cluster import Cluster
 
 
 def serve(
@@ -70,7 +68,6 @@ def serve(
     with extra("ray"):
         from meedge_ray.actors.cluster import LOOPBACK, cluster
         from meedge_ray.actors.fleet import start_fleet, stop_fleet
-        from meedge_ray.actors.service.credentials import enrolment_token
         from meedge_ray.actors.service.serving import run_service, stop_service
         from meedge_ray.api.agent import DeviceSettings
     given = os.environ.get("MEEDGE_TOKEN")
@@ -94,7 +91,7 @@ def serve(
                 )
             )
             stack.callback(stop_fleet)
-        join, enrol = _join_command(joined), _enrol_command(url, enrolment_token(token), bundle.model, tls_cert)
+        join, enrol = join_command(joined), enrol_command(url, token, bundle.model, tls_cert)
         emit(
             form,
             {"url": url, "token": None if given else token, "address": joined.address, "join": join, "enrol": enrol},
@@ -120,18 +117,3 @@ def _refuse_without_devices(plan: Plan, horizon_ms: float | None, distribution: 
     for option, is_given in given.items():
         if is_given:
             raise InvalidInputError("is for devices, and none is given one", where=option, do="Add --memory")
-
-
-def _enrol_command(url: str, token: str, model: str, certificate: Path | None) -> str:
-    ca_file = "" if certificate is None else " --ca-file CERTIFICATE"
-    return (
-        f"MEEDGE_TOKEN={token} meedge agent run --enroll --service-url {url}{ca_file} "
-        f"--model {model} --memory 2Mi --device NAME"
-    )
-
-
-def _join_command(joined: "Cluster") -> str:
-    from meedge_ray.actors.cluster import DEVICE_LABEL, EDGE, ROLE_LABEL, start_arguments
-
-    variables = [f"{name}={value}" for name, value in joined.environment.items()]
-    return " ".join([*variables, "ray", *start_arguments(joined, {ROLE_LABEL: EDGE, DEVICE_LABEL: "NAME"})])

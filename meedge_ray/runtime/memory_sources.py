@@ -41,7 +41,26 @@ class _Version:
     own_limits: tuple[str, ...]
     outer_limits: tuple[str, ...]
     used: str
-    given_up: re.Pattern[bytes]
+    inactive_files: re.Pattern[bytes]
+    active_files: re.Pattern[bytes]
+    mapped_files: re.Pattern[bytes]
+
+    def given_up_bytes(self, statistics: bytes) -> int:
+        """Return what the kernel takes back before it kills: files' pages in its cache.
+
+        Not those that processes map and use: without them they would crawl.
+        """
+        active_bytes = _counted(self.active_files, statistics) - _counted(self.mapped_files, statistics)
+        return _counted(self.inactive_files, statistics) + max(0, active_bytes)
+
+
+def _named(name: str) -> re.Pattern[bytes]:
+    return re.compile(rf"^{name} (\d+)$".encode(), re.MULTILINE)
+
+
+def _counted(name: re.Pattern[bytes], statistics: bytes) -> int:
+    found = name.search(statistics)
+    return int(found[1]) if found else 0
 
 
 # The soft limit binds nobody: it announces what the limit is about to be.
@@ -49,13 +68,17 @@ _V1 = _Version(
     ("memory.limit_in_bytes", "memory.soft_limit_in_bytes"),
     ("memory.limit_in_bytes",),
     "memory.usage_in_bytes",
-    re.compile(rb"^total_inactive_file (\d+)$", re.MULTILINE),
+    _named("total_inactive_file"),
+    _named("total_active_file"),
+    _named("total_mapped_file"),
 )
 _V2 = _Version(
     ("memory.max", "memory.high"),
     ("memory.max", "memory.high"),
     "memory.current",
-    re.compile(rb"^inactive_file (\d+)$", re.MULTILINE),
+    _named("inactive_file"),
+    _named("active_file"),
+    _named("file_mapped"),
 )
 
 
@@ -77,7 +100,7 @@ class _Group:
     """One control group that bounds the process."""
 
     def __init__(self, folder: Path, version: _Version, *, own: bool) -> None:
-        self._given_up = version.given_up
+        self._version = version
         self._limits = _opened(folder, version.own_limits if own else version.outer_limits)
         self._usage = _opened(folder, (version.used, "memory.stat"))
         # Version 1 tells a group's own statistics about limits around it, even where those are out of sight.
@@ -101,8 +124,7 @@ class _Group:
         limit_bytes, source = min(bounds, default=(_UNLIMITED, Path()))
         if limit_bytes >= _UNLIMITED:
             return None
-        given_up = self._given_up.search(told or statistics.read())
-        used_bytes = int(used.read()) - (int(given_up[1]) if given_up else 0)
+        used_bytes = int(used.read()) - self._version.given_up_bytes(told or statistics.read())
         return MemoryReading(str(source), limit_bytes, max(0, used_bytes))
 
     def close(self) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from meedge_ray.domain.errors import InvalidInputError
 
 # The layout that ONNX Runtime can give to convolutions makes small ones up to twice as fast, and those of so many bytes
-# by a fifth at most; but it takes twice the memory while a unit is loaded.
-_LAID_OUT_BYTES = 2 * 2**20
+# by a third at most; but it takes twice the memory while a unit is loaded.
+_LAID_OUT_BYTES = 2**20
 _LOADING, _LOADING_LAID_OUT = 3.1, 6.1  # most bytes of memory for one of the file's, measured
 
 Floats = NDArray[np.float32]

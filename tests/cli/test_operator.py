@@ -53,6 +53,13 @@ def test_up_refuses_what_cannot_work_and_starts_nothing(meedge: Run, tmp_path: P
         code, _, err = meedge("up", "--home", home, "--host", host)
         assert code == 2
         assert said in err
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    code, _, err = meedge("up", "--home", home, "--tls-cert", certificate)
+    assert code == 2
+    assert "--tls-cert, --tls-key: one goes not without the other" in err
+    code, _, err = meedge("up", "--home", home, "--tls-cert", certificate, "--tls-key", key)
+    assert code == 2
+    assert "HTTPS cannot be served with that" in err
     assert not (home / "run.json").exists()
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -188,6 +189,13 @@ def test_what_is_missing_is_named_and_changes_nothing(device, status, reason, me
     [ready, *_] = conditions_of(refusal, seen(report()))
     assert (ready.status, ready.reason, ready.warning) == ("False", reason, True)
     assert ready.message.endswith("it runs on as it did")
+
+
+@pytest.mark.parametrize(("scheme", "ca_file"), [("https", "/tls/certificate.pem"), ("http", None)])
+def test_a_service_that_speaks_https_is_checked_by_its_certificate(scheme, ca_file):
+    services = {Name("default", "service"): service(url=f"{scheme}://head:8000/default/service")}
+    found = wanted_of(manifest(), services, read_token, Path("/tls/certificate.pem"))
+    assert found.settings.ca_file == ca_file
 
 
 def test_a_service_without_a_url_is_waited_for():

@@ -237,7 +237,7 @@ def test_a_device_follows_its_fleet_and_its_model_and_goes_with_its_object(kubec
         kubectl.apply(fleet("roof", template(tmp_path, *memory, **changes), **{"meedge.dev/device": "Roof_1"}))
 
     run("1Mi")
-    device = kubectl.wait_for("ed", "roof-1", is_ready)
+    device = kubectl.wait_for("ed", "roof-1", told(source="service"))  # by itself at first, should that be slow
     status = device["status"]
     assert device["spec"]["device"] == "Roof_1"
     assert (status["source"], status["bundleSha256"], status["memoryBytes"]) == ("service", tiny.sha256, 2**20)

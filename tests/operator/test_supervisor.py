@@ -1,6 +1,5 @@
 """`meedge up` as its user runs it: what is killed comes back, and nothing is left after `meedge down`."""
 
-import json
 import os
 import shlex
 import shutil
@@ -17,11 +16,12 @@ import httpx
 import psutil
 import pytest
 from api_process import ServerProcess
+from meedge_up import Up, running_up
+from real_operator import clean_environment
 
 from meedge_ray.operator.client.api_client import ApiClient
 from meedge_ray.operator.client.resources import MODELS
-from meedge_ray.operator.keeping.home import Home
-from meedge_ray.operator.keeping.places import bearer, dashboard_url
+from meedge_ray.operator.keeping.places import bearer
 from meedge_ray.operator.keeping.processes import marked
 
 pytestmark = pytest.mark.ray
@@ -40,67 +40,6 @@ _MODEL = {
     "metadata": {"name": "digits"},
     "spec": {"model": {"architecture": "resnet8", "pretrain": {"epochs": 1}}},
 }
-
-
-def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MEEDGE_", "KUBECONFIG"))}
-
-
-class Up:
-    """The commands, in a home of their own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = Home(home)
-        self.environment = clean_environment() | {"MEEDGE_HOME": str(home)}
-
-    def meedge(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "meedge_ray.cli.main", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-
-    def up(self, *arguments: str) -> dict[str, Any]:
-        ended = self.meedge("up", "-o", "json", *arguments)
-        assert ended.returncode == 0, ended.stderr
-        self.kubectl("apply", "-f", "-", stdin=_FLEET)
-        return dict(json.loads(ended.stdout))
-
-    def status(self) -> dict[str, Any]:
-        ended = self.meedge("status", "-o", "json")
-        status = dict(json.loads(ended.stdout))
-        assert ended.returncode == (0 if status["state"] == "ready" else 1)
-        return status
-
-    def until(self, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        deadline = time.monotonic() + 240
-        while not holds(status := self.status()):
-            assert time.monotonic() < deadline, json.dumps(status, indent=1)
-            time.sleep(0.5)
-        return status
-
-    def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        ended = subprocess.run(
-            ["kubectl", f"--kubeconfig={self.home.kubeconfig}", f"--cache-dir={self.home.path / 'cache'}", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    def nodes(self) -> list[tuple[str, str]]:
-        """The state of every node, and the device it is labelled with."""
-        url = f"{dashboard_url(self.home.ports())}/api/v0/nodes?detail=true"
-        answer = httpx.get(url, headers=bearer(self.home), timeout=10, trust_env=False).json()
-        return [
-            (node["state"], node["labels"].get("meedge.dev/device", "")) for node in answer["data"]["result"]["result"]
-        ]
 
 
 def part(status: dict[str, Any], name: str) -> dict[str, Any]:
@@ -122,16 +61,10 @@ def read_until(stream: IO[str], last: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("there is no kubectl on PATH")
-    up = Up(tmp_path_factory.mktemp("up") / "home")
-    yield up
-    family = marked(up.home.path)
-    up.meedge("down")
-    left = [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    for process in left:
-        process.kill()
-    assert left == []
+    with running_up(tmp_path_factory.mktemp("up") / "home") as up:
+        up.up()
+        up.kubectl("apply", "-f", "-", stdin=_FLEET)
+        yield up
 
 
 def test_up_answers_kubectl_and_says_where_all_is(up: Up) -> None:
@@ -148,7 +81,7 @@ def test_up_answers_kubectl_and_says_where_all_is(up: Up) -> None:
     assert [each["pid"] for each in again["parts"]] == [each["pid"] for each in said["parts"]]
     other = up.meedge("up", "--host", "127.0.0.3")
     assert other.returncode == 2
-    assert "runs already, with --host 127.0.0.1" in other.stderr
+    assert "runs already, with --host=127.0.0.1" in other.stderr
 
 
 def test_what_is_killed_comes_back(up: Up) -> None:

@@ -6,19 +6,25 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.alias_generators import to_camel
 
-from meedge_ray.actors.service.registry import SILENT_AFTER_S, Presence, Record
+from meedge_ray.actors.service.registry import Presence, Record
+from meedge_ray.actors.service.rhythm import HEARTBEAT_S, silent_after_s
 from meedge_ray.api.devices import Desired, Heartbeat
+from meedge_ray.api.edge_device import EdgeDeviceSpec
 from meedge_ray.api.kinds import KINDS
 from meedge_ray.operator.controllers.thin_plan import (
     desired_of,
     devices_of,
     is_thin,
+    no_service,
     plan_thin,
+    taken_by,
     thin_conditions,
     thin_status,
 )
 from meedge_ray.operator.publishing import status_with
+from meedge_ray.operator.view import Name
 
 [EDGE_DEVICE] = [kind for kind in KINDS if kind.name == "EdgeDevice"]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -145,9 +151,66 @@ def test_only_the_services_own_thin_devices_are_its():
     device = made()
     other = {**SERVICE, "metadata": {**SERVICE["metadata"], "name": "other"}}
     elsewhere = {**SERVICE, "metadata": {**SERVICE["metadata"], "namespace": "elsewhere"}}
-    assert devices_of(SERVICE, [device, made(labels={})]) == {"Pi_1": device}
-    assert devices_of(other, [device]) == {}
-    assert devices_of(elsewhere, [device]) == {}
+    assert devices_of(SERVICE, [device, made(labels={})]) == ({"Pi_1": device}, [])
+    assert devices_of(other, [device]) == ({}, [])
+    assert devices_of(elsewhere, [device]) == ({}, [])
+
+
+def test_of_two_objects_for_one_device_the_younger_says_whose_it_is_until_the_older_goes():
+    first, second = made(name="first"), made(name="second")
+    assert devices_of(SERVICE, [first, second]) == ({"Pi_1": first}, [second])
+    taken = taken_by(first)
+    assert (taken.status, taken.reason, taken.warning) == ("False", "DeviceTaken", True)
+    assert "Pi_1 is default/first already" in taken.message
+    going = made(name="first", deletionTimestamp="2026-01-01T00:00:00Z")
+    assert devices_of(SERVICE, [going, second]) == ({"Pi_1": second}, [])
+
+
+def test_a_device_whose_service_is_not_there_says_so():
+    assert no_service(made(), {Name("default", "vision")}) is None
+    lost = no_service(made(), {Name("elsewhere", "vision")})
+    assert (lost.reason, lost.message) == ("ServiceNotFound", "there is no ElasticService vision")
+
+
+SAID = {
+    "memoryPolicy": {"headroom": "16Mi"},
+    "memorySchedule": [{"at": "22:30", "memory": "1Mi"}],
+    "mode": "finiteTime",
+    "latencyMilliseconds": "5",
+    "transferMilliseconds": "100",
+    "deviceType": "other",
+    "planning": "static",
+    "horizonMilliseconds": "10",
+    "timeDistribution": {"normal": {"meanMilliseconds": "5", "standardDeviationMilliseconds": "1"}},
+    "threads": 2,
+    "cacheDir": "/cache",
+    "memory": "3Mi",
+    "modelRef": {"name": "next"},
+}
+
+
+@pytest.mark.parametrize("field", sorted(SAID))
+def test_every_field_is_told_to_the_device_or_said_not_to_be(field):
+    device, before = made(), made()
+    device["spec"][field] = SAID[field]
+    assert EDGE_DEVICE.problems(device) == []
+    is_told = desired_of(device) != desired_of(before)
+    assert reason(device, presence(), heartbeat(), "Followed")[0] == ("True" if is_told else "False")
+    [followed] = [each for each in thin_conditions(device, presence(), None) if each.type == "Followed"]
+    assert (f"is not told spec.{field}:" in followed.message, followed.warning) == (not is_told, not is_told)
+
+
+def test_no_field_of_a_device_is_forgotten_here():
+    assert {to_camel(name) for name in EdgeDeviceSpec.model_fields} == SAID.keys() | {"device", "serviceRef"}
+
+
+def test_what_says_nothing_and_what_the_device_says_itself_is_followed():
+    device = made(presence(device_type="board"))
+    device["spec"] |= {"memorySchedule": [], "memoryPolicy": {}}
+    assert reason(device, presence(device_type="board"), None, "Followed") == ("True", "Told")
+    assert reason(device, presence(), heartbeat(), "Followed") == ("True", "Told")
+    assert reason(device, None, None, "Followed") == ("True", "Told")
+    assert reason(device, presence(device_type="other"), None, "Followed") == ("False", "SetOnTheDevice")
 
 
 def test_a_spec_that_cannot_be_understood_is_not_told():
@@ -166,7 +229,7 @@ PROBLEM = {"kind": "BudgetError", "what": "below the backbone"}
     [
         (None, None, ("False", "NotRegistered")),
         (presence(), None, ("False", "Registered")),
-        (presence(silent_s=SILENT_AFTER_S + 1), heartbeat(), ("False", "NotAnswering")),
+        (presence(silent_s=silent_after_s(HEARTBEAT_S) + 1), heartbeat(), ("False", "NotAnswering")),
         (presence(), heartbeat(), ("True", "Placed")),
         (presence(), heartbeat(running={"source": "local", "problem": "away"}), ("True", "PlacedLocally")),
         (presence(), heartbeat(running={"memory_bytes": 2**19}), ("False", "Placing")),
@@ -200,8 +263,10 @@ def test_a_device_whose_machine_takes_memory_away_is_ready_and_under_pressure():
 
 def test_a_device_is_reachable_while_its_heartbeats_come():
     assert reason(made(), presence(), None, "Reachable") == ("True", "Heartbeat")
-    late = presence(silent_s=SILENT_AFTER_S + 0.1)
+    late = presence(silent_s=silent_after_s(HEARTBEAT_S) + 0.1)
     assert reason(made(), late, None, "Reachable") == ("False", "NotAnswering")
+    told_seldom = presence(silent_s=silent_after_s(HEARTBEAT_S) + 0.1, heartbeat_s=20.0)
+    assert reason(made(), told_seldom, None, "Reachable") == ("True", "Heartbeat")
 
 
 def test_the_status_is_what_the_device_said():

@@ -40,24 +40,31 @@ class Machine:
     def v1(self, group="/", inner="/", point="/sys/fs/cgroup/memory"):
         self.membership(f"4:memory:{group}\n1:cpu:/c\n", [(inner, point, "cgroup", "rw,memory")])
 
-    def level2(self, folder, *, limit="max", high="max", used=0, inactive=0):
+    def level2(self, folder, *, limit="max", high="max", used=0, inactive=0, active=0, mapped=0):
         for name, text in (
             ("max", limit),
             ("high", high),
             ("current", used),
-            ("stat", f"anon 1\nfile 2\ninactive_anon 77\ninactive_file {inactive}\nactive_file 3\n"),
+            (
+                "stat",
+                f"anon 1\nfile 2\nfile_mapped {mapped}\ninactive_anon 77\nactive_anon 88\n"
+                f"inactive_file {inactive}\nactive_file {active}\n",
+            ),
         ):
             self.write(f"{folder}/memory.{name}", f"{text}\n")
 
-    def level1(self, folder, *, limit=NO_LIMIT_V1, soft=NO_LIMIT_V1, used=0, inactive=0, outer=NO_LIMIT_V1):
+    def level1(
+        self, folder, *, limit=NO_LIMIT_V1, soft=NO_LIMIT_V1, used=0, inactive=0, active=0, mapped=0, outer=NO_LIMIT_V1
+    ):
         for name, text in (
             ("limit_in_bytes", limit),
             ("soft_limit_in_bytes", soft),
             ("usage_in_bytes", used),
             (
                 "stat",
-                f"inactive_file 1\nhierarchical_memory_limit {outer}\nhierarchical_memsw_limit 5\n"
-                f"total_inactive_file {inactive}\n",
+                f"mapped_file 2\ninactive_file 1\nactive_file 9\n"
+                f"hierarchical_memory_limit {outer}\nhierarchical_memsw_limit 5\n"
+                f"total_mapped_file {mapped}\ntotal_inactive_file {inactive}\ntotal_active_file {active}\n",
             ),
         ):
             self.write(f"{folder}/memory.{name}", f"{text}\n")
@@ -98,6 +105,8 @@ def test_nothing_at_all_tells_nothing(machine):
     ("limits", "expected"),
     [
         ({"limit": 100, "used": 60, "inactive": 20}, ("memory.max", 100, 40)),
+        ({"limit": 100, "used": 60, "inactive": 20, "active": 15, "mapped": 4}, ("memory.max", 100, 29)),
+        ({"limit": 100, "used": 60, "inactive": 20, "active": 4, "mapped": 15}, ("memory.max", 100, 40)),
         ({"limit": 100, "high": 90, "used": 60}, ("memory.high", 90, 60)),
         ({"limit": "max", "high": 90, "used": 60}, ("memory.high", 90, 60)),
         ({"limit": 0, "used": 60}, ("memory.max", 0, 60)),

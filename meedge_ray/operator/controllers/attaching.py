@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -73,13 +74,19 @@ class Seen:
     silent_s: float
 
 
-def wanted_of(device: Object, services: Mapping[Name, Object], read_token: Callable[[str], str]) -> Wanted | Refusal:
+def wanted_of(
+    device: Object,
+    services: Mapping[Name, Object],
+    read_token: Callable[[str], str],
+    certificate: Path | None = None,
+) -> Wanted | Refusal:
     """Return what an EdgeDevice is to run.
 
     Args:
         device: the object.
         services: all ElasticServices.
         read_token: gives the content of a token's file; raises OSError.
+        certificate: that services have which speak HTTPS, under the same path on the device.
     """
     try:
         spec = EdgeDeviceSpec.model_validate(device["spec"])
@@ -100,16 +107,19 @@ def wanted_of(device: Object, services: Mapping[Name, Object], read_token: Calla
     except OSError as error:
         return Refusal(reason="TokenNotFound", message=f"{status['tokenFile']}: {error.strerror}")
     served = {each["name"]: each["bundleSha256"] for each in status.get("models", ())}
-    settings = settings_of(spec, service_url=status["url"], token=token)
+    is_https = status["url"].startswith("https:")
+    ca_file = str(certificate) if certificate is not None and is_https else None
+    settings = settings_of(spec, service_url=status["url"], token=token, ca_file=ca_file)
     waits = "" if model in served else f"ElasticService {name} does not serve {model} yet"
     return Wanted(settings=settings, bundle_sha256=served.get(model, ""), waits=waits)
 
 
-def settings_of(spec: EdgeDeviceSpec, *, service_url: str, token: str) -> DeviceSettings:
+def settings_of(spec: EdgeDeviceSpec, *, service_url: str, token: str, ca_file: str | None = None) -> DeviceSettings:
     """Return what a device is started with by its spec."""
     return DeviceSettings(
         service_url=service_url,
         token=token,
+        ca_file=ca_file,
         model=spec.model_ref.name,
         cache_dir=spec.cache_dir,
         memory_bytes=parse_bytes(spec.memory),

@@ -13,6 +13,7 @@ import ray
 
 from meedge_ray.actors.device import device_names, end_device, find_device, start_device
 from meedge_ray.actors.fleet import EdgeNodeInfo, live_nodes
+from meedge_ray.actors.routing.fleet_scheduler import start_scheduler
 from meedge_ray.domain.errors import NotFoundError
 from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.controllers.attaching import (
@@ -62,6 +63,7 @@ class DeviceController:
         self._tries: dict[str, _Try] = {}
         self._tokens: dict[str, tuple[int, str]] = {}
         self._node_ids: dict[str, str] = {}
+        self._has_scheduler = False
         self._looked_at: dict[str, tuple[object, ...]] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="devices")
 
@@ -81,6 +83,9 @@ class DeviceController:
         declared: dict[str, Object] = {}
         for device in devices:
             declared.setdefault(device["spec"]["device"], device)
+        if declared and not self._has_scheduler:
+            start_scheduler()  # which is to be found wherever there are devices; it comes back by itself
+            self._has_scheduler = True
         for name in attached - declared.keys():
             _end(name)
         self._forget(nodes, attached)
@@ -95,7 +100,7 @@ class DeviceController:
             seen = self._seen(label, nodes, attached)
             if self._is_settled(device, services, seen):
                 continue
-            wanted = wanted_of(device, services, self._read_token)
+            wanted = wanted_of(device, services, self._read_token, self._world.settings.serve_certificate)
             if isinstance(wanted, Wanted) and steps < _MOST_STEPS:
                 steps += self._do(label, wanted, seen)
             if not self._is_about_to_answer(seen):

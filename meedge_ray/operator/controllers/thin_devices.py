@@ -1,7 +1,7 @@
 """Keeps the EdgeDevices of thin devices: one for each that registers; what is declared its service tells it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -14,8 +14,17 @@ from meedge_ray.api.devices import Heartbeat
 from meedge_ray.domain.errors import MeedgeError, NotFoundError, UnavailableError
 from meedge_ray.operator.client.api_client import ConflictError, Object
 from meedge_ray.operator.controllers.rendering import application_name
-from meedge_ray.operator.controllers.thin_plan import devices_of, plan_thin, thin_conditions, thin_status
-from meedge_ray.operator.publishing import MANAGER
+from meedge_ray.operator.controllers.thin_plan import (
+    devices_of,
+    is_thin,
+    no_service,
+    plan_thin,
+    taken_by,
+    thin_conditions,
+    thin_status,
+)
+from meedge_ray.operator.publishing import MANAGER, Condition
+from meedge_ray.operator.view import Name, name_of
 from meedge_ray.operator.world import World
 
 _PERIOD_S = 2.0
@@ -51,6 +60,12 @@ class ThinDeviceController:
         for name, service in services.items():
             if "deletionTimestamp" not in service["metadata"]:
                 self._keep(service, name if name in running else None)
+        self._find_lost({name_of(service) for service in services.values()})
+
+    def _find_lost(self, services: Collection[Name]) -> None:
+        for device in self._world.devices.objects():
+            if is_thin(device) and (lost := no_service(device, services)):
+                self._say(device, lost)
 
     def _keep(self, service: Object, name: str | None) -> None:
         devices = self._world.devices.objects()
@@ -70,8 +85,10 @@ class ThinDeviceController:
                 self._warn(f"thin device {device}: {reason}")
             self._wait([self._writers.submit(self._create, made) for made in plan.create])
         by_name = {presence.record.device: presence for presence in presences}
-        mine = devices_of(service, devices)
+        mine, others = devices_of(service, devices)
         self._wait([self._writers.submit(self._publish, each, by_name.get(name)) for name, each in mine.items()])
+        for each in others:
+            self._say(each, taken_by(mine[each["spec"]["device"]]))
 
     def _create(self, made: Object) -> None:
         view = self._world.devices
@@ -91,6 +108,11 @@ class ThinDeviceController:
         status = thin_status(device.get("status", {}), presence, said, now)
         conditions = thin_conditions(device, presence, said)
         self._world.publisher.publish(self._world.devices, device, status, conditions, now)
+
+    def _say(self, device: Object, condition: Condition) -> None:
+        now = datetime.now(UTC)
+        status = thin_status(device.get("status", {}), None, None, now)
+        self._world.publisher.publish(self._world.devices, device, status, [condition], now)
 
     def _wait(self, writing: Sequence["Future[None]"]) -> None:
         for each in writing:

@@ -3,23 +3,25 @@
 Pure functions of what is declared and of what the registry of a service knows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
-from meedge_ray.actors.service.registry import SILENT_AFTER_S, Presence
+from meedge_ray.actors.service.registry import Presence
 from meedge_ray.api.devices import Desired, Heartbeat, MemoryReport, RunningBody
 from meedge_ray.api.edge_device import EdgeDeviceSpec, object_name
 from meedge_ray.domain.quantity import parse_bytes
 from meedge_ray.operator.client.api_client import Object
 from meedge_ray.operator.publishing import Condition, merge_patch
-from meedge_ray.operator.view import name_of
+from meedge_ray.operator.view import Name, name_of
 
 TIER_LABEL = "meedge.dev/tier"
 THIN = "thin"
+# What a device is told, and who it is. It does the rest as it is set up.
+_FOLLOWED = frozenset({"device", "serviceRef", "modelRef", "memory", "latencyMilliseconds", "mode"})
 _WRITTEN_EVERY_S = 60.0  # a heartbeat that is no news; a thousand devices are written one by one
 _NOISE = frozenset({"heartbeatTime", "processRssBytes", "allowedBytes"})
 _REASONS = {
@@ -50,15 +52,18 @@ def is_thin(device: Object) -> bool:
     return bool(device["metadata"].get("labels", {}).get(TIER_LABEL) == THIN)
 
 
-def devices_of(service: Object, devices: Sequence[Object]) -> dict[str, Object]:
-    """Return the thin EdgeDevices that refer to a service, by device; of two for one device the older."""
+def devices_of(service: Object, devices: Sequence[Object]) -> tuple[dict[str, Object], list[Object]]:
+    """Return the thin EdgeDevices that refer to a service: by device, the oldest of each; and the others."""
     found: dict[str, Object] = {}
+    others: list[Object] = []
     namespace, name = name_of(service)
     for device in devices:
         is_its = device["metadata"]["namespace"] == namespace and device["spec"]["serviceRef"]["name"] == name
-        if is_its and is_thin(device) and "deletionTimestamp" not in device["metadata"]:
-            found.setdefault(device["spec"]["device"], device)
-    return found
+        if not is_its or not is_thin(device) or "deletionTimestamp" in device["metadata"]:
+            continue
+        if found.setdefault(device["spec"]["device"], device) is not device:
+            others.append(device)
+    return found, others
 
 
 def plan_thin(service: Object, presences: Sequence[Presence], devices: Sequence[Object]) -> ThinPlan:
@@ -69,7 +74,7 @@ def plan_thin(service: Object, presences: Sequence[Presence], devices: Sequence[
         presences: all that its registry knows.
         devices: all EdgeDevices, oldest first.
     """
-    mine, uid = devices_of(service, devices), service["metadata"]["uid"]
+    mine, uid = devices_of(service, devices)[0], service["metadata"]["uid"]
     names = {name_of(device): device["spec"]["device"] for device in devices}
     create, revoke, refused = [], [], {}
     desire: dict[str, Desired] = {}
@@ -113,10 +118,24 @@ def thin_conditions(device: Object, presence: Presence | None, said: Heartbeat |
         presence: what the registry knows of it, None where nothing.
         said: how it said last that it is.
     """
-    conditions = [_ready(device, presence, said), _reachable(presence)]
+    conditions = [_ready(device, presence, said), _reachable(presence), _followed(device, presence, said)]
     if said is not None and said.running is not None:
         conditions.append(_memory_pressure(said.running, said.memory))
     return conditions
+
+
+def no_service(device: Object, services: Collection[Name]) -> Condition | None:
+    """Return what is true of an EdgeDevice whose service is not among those there are, None if it is."""
+    service = Name(name_of(device).namespace, device["spec"]["serviceRef"]["name"])
+    if service in services:
+        return None
+    return _no("Ready", "ServiceNotFound", f"there is no ElasticService {service.name}", warning=True)
+
+
+def taken_by(holder: Object) -> Condition:
+    """Return what is true of an EdgeDevice whose thin device another one, the holder, stands for."""
+    message = f"{holder['spec']['device']} is {'/'.join(name_of(holder))} already, and does as that says"
+    return _no("Ready", "DeviceTaken", message, warning=True)
 
 
 def thin_status(
@@ -191,7 +210,7 @@ def _new_object(service: Object, presence: Presence) -> Object:
 def _reachable(presence: Presence | None) -> Condition:
     if presence is None:
         return _no("Reachable", "NotRegistered", "no device of that name has registered, or its credential was revoked")
-    if presence.silent_s > SILENT_AFTER_S:
+    if presence.is_silent:
         return _no("Reachable", "NotAnswering", "it has not said for long how it is", warning=True)
     return Condition(type="Reachable", status="True", reason="Heartbeat")
 
@@ -217,6 +236,21 @@ def _ready(device: Object, presence: Presence | None, said: Heartbeat | None) ->
         return _no("Ready", "Placing", f"it makes do with {desired.memory_bytes} bytes soon")
     reason = "Placed" if running.source == "service" else "PlacedLocally"
     return Condition(type="Ready", status="True", reason=reason, message=running.problem)
+
+
+def _followed(device: Object, presence: Presence | None, said: Heartbeat | None) -> Condition:
+    spec = device["spec"]
+    unheard = {field for field, value in spec.items() if value not in (None, [], {})} - _FOLLOWED
+    # Its profile it names itself when it registers, or takes the only one there is.
+    running = said.running if said else None
+    profiles = {presence and presence.record.device_type, running and running.device_type}
+    if presence is None or spec.get("deviceType") in profiles:
+        unheard -= {"deviceType"}
+    if not unheard:
+        return Condition(type="Followed", status="True", reason="Told")
+    fields = ", ".join(f"spec.{field}" for field in sorted(unheard))
+    message = f"a device without Ray is not told {fields}: set it on the device (`meedge agent run --settings FILE`), "
+    return _no("Followed", "SetOnTheDevice", f"{message}and take it out here", warning=True)
 
 
 def _memory_pressure(running: RunningBody, memory: MemoryReport) -> Condition:

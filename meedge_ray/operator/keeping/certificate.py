@@ -1,7 +1,8 @@
-"""A certificate for the API server: kubectl sends its token over TLS alone."""
+"""Certificates: one for the API server, to which kubectl sends its token over TLS alone, and those that are given."""
 
 import datetime
 import ipaddress
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from meedge_ray.bundle.files import write_atomically
+from meedge_ray.domain.errors import InvalidInputError
 
 _VALID = datetime.timedelta(days=3650)
 
@@ -46,6 +48,36 @@ def make_certificate(certificate: Path, key: Path) -> None:
     write_atomically(key, server_key.private_bytes(pem, form, plain), private=True)
     # Last: where it is, the key is.
     write_atomically(certificate, server.public_bytes(pem) + authority.public_bytes(pem), private=True)
+
+
+def check_certificate(certificate: Path, key: Path, address: str) -> None:
+    """Do nothing if HTTPS can be served with a certificate and its key, PEM files, at an IP address.
+
+    Raises:
+        InvalidInputError: it cannot, or devices would refuse it there.
+    """
+    try:
+        # An empty password, for one that is asked for would be waited for.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+        extensions = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise InvalidInputError(
+            f"HTTPS cannot be served with that ({error})",
+            where=f"--tls-cert {certificate} --tls-key {key}",
+            do="Give PEM files that belong together, the key without a password",
+        ) from error
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = {str(each) for each in names.get_values_for_type(x509.IPAddress)}
+    except x509.ExtensionNotFound:
+        addresses = set()
+    if address not in addresses:
+        raise InvalidInputError(
+            f"the certificate is for {', '.join(sorted(addresses)) or 'no address'}, and devices find services at "
+            f"{address}",
+            where=f"--tls-cert {certificate}",
+            do="Give one that has this address among its subject alternative names, or another --host",
+        )
 
 
 def _name(common: str) -> x509.Name:

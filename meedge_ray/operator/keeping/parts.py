@@ -22,6 +22,7 @@ from meedge_ray.operator.keeping.places import (
     ray_address,
     ray_environment,
 )
+from meedge_ray.operator.keeping.run_file import Told
 
 _OBJECT_STORE_BYTES = 200_000_000  # bundles travel over HTTP, not through it
 _PROBE_TIMEOUT_S = 5.0
@@ -86,8 +87,8 @@ def api_server(home: Home) -> Part:
     )
 
 
-def ray_head(home: Home, host: str) -> Part:
-    """Return the head of the Ray cluster, which edge nodes find at the `host` address of this machine."""
+def ray_head(home: Home, told: Told) -> Part:
+    """Return the head of the Ray cluster, which edge nodes find at the address that is told."""
     ports = home.ports()
 
     def prepare(failures: int) -> None:
@@ -112,7 +113,7 @@ def ray_head(home: Home, host: str) -> Part:
         name=RAY,
         command=[
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            f"--node-ip-address={ray_address(host)}",
+            f"--node-ip-address={ray_address(told.host)}",
             f"--port={ports.ray}",
             f"--ray-client-server-port={ports.ray_client}",
             *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={ports.dashboard}"),
@@ -127,7 +128,7 @@ def ray_head(home: Home, host: str) -> Part:
             **NODE_SETTINGS,
             "RAY_gcs_storage_path": str(home.ray_storage),
             **ray_environment(home),
-            **proxy_environment(host),
+            **({} if told.tls else proxy_environment(told.host)),  # HAProxy speaks no TLS here
         },
         prepare=prepare,
         answers=answers,

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import httpx
 from meedge_ray.operator.keeping.home import Home
 from meedge_ray.operator.keeping.places import RECONCILER, bearer, dashboard_url, ray_address, ray_environment
 from meedge_ray.operator.keeping.processes import ProcessId, end_marked
-from meedge_ray.operator.keeping.run_file import PartStatus, State
+from meedge_ray.operator.keeping.run_file import PartStatus, State, Told
 from meedge_ray.operator.keeping.spawning import log_file, spawn
 
 _PERIOD_S = 2.0
@@ -34,8 +33,7 @@ class ReconcilerKeeper:
         self,
         home: Home,
         *,
-        host: str,
-        base_dir: Path,
+        told: Told,
         report: Callable[[PartStatus], None],
         has_ground: Callable[[], bool],
         stop: threading.Event,
@@ -44,10 +42,12 @@ class ReconcilerKeeper:
         self._home, self._report, self._has_ground, self._stop = home, report, has_ground, stop
         self._command = [
             *(sys.executable, "-m", "meedge_ray.operator.reconciler", "--detached"),
-            *(f"--kubeconfig={home.kubeconfig}", f"--home={home.path}", f"--base-dir={base_dir}"),
-            *(f"--dashboard-url={dashboard_url(ports)}", f"--ray-address={ray_address(host)}:{ports.ray}"),
-            *(f"--serve-host={host}", f"--serve-port={ports.serve}"),
+            *(f"--kubeconfig={home.kubeconfig}", f"--home={home.path}", f"--base-dir={told.base_dir}"),
+            *(f"--dashboard-url={dashboard_url(ports)}", f"--ray-address={ray_address(told.host)}:{ports.ray}"),
+            *(f"--serve-host={told.host}", f"--serve-port={ports.serve}"),
         ]
+        if told.tls is not None:
+            self._command += [f"--serve-certificate={told.tls[0]}", f"--serve-key={told.tls[1]}"]
         self._actors_url = f"{dashboard_url(ports)}/api/v0/actors"
         self._http = httpx.Client(headers=bearer(home), timeout=10.0, trust_env=False)
         self._status = PartStatus(name=RECONCILER, state="waiting", since=time.time())

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from meedge_ray.bundle.files import write_atomically
@@ -36,12 +37,38 @@ class PartStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a supervisor is told.
+
+    Args:
+        host: address of this machine at which edge nodes and devices find it.
+        base_dir: where relative paths in manifests start.
+        certificate: PEM file that services are served with over HTTPS; without one they speak HTTP.
+        key: PEM file of the certificate's key.
+    """
+
+    host: str
+    base_dir: str
+    certificate: str | None = None
+    key: str | None = None
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The certificate and its key, None without both."""
+        return None if self.certificate is None or self.key is None else (Path(self.certificate), Path(self.key))
+
+    def options(self) -> list[str]:
+        """Return it as options, of `meedge up` and of the supervisor."""
+        tls = [] if self.tls is None else [f"--tls-cert={self.tls[0]}", f"--tls-key={self.tls[1]}"]
+        return [f"--host={self.host}", f"--base-dir={self.base_dir}", *tls]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """The supervisor, what it was told, and its parts in the order they start."""
 
     supervisor: ProcessId
-    host: str
-    base_dir: str
+    told: Told
     started_at: float
     parts: tuple[PartStatus, ...] = field(default=())
 
@@ -77,7 +104,8 @@ def read_run(home: Home) -> Run | None:
     try:
         content = json.loads(home.run_file.read_bytes())
         parts = tuple(PartStatus(**{**part, "process": _process(part["process"])}) for part in content.pop("parts"))
-        return Run(**{**content, "supervisor": ProcessId(**content["supervisor"]), "parts": parts})
+        supervisor, told = ProcessId(**content["supervisor"]), Told(**content["told"])
+        return Run(**{**content, "supervisor": supervisor, "told": told, "parts": parts})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

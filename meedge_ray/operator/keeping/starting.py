@@ -13,7 +13,7 @@ from meedge_ray.domain.errors import InvalidInputError, MeedgeError, Unavailable
 from meedge_ray.operator.keeping.home import BusyError, Home, check_free, open_home
 from meedge_ray.operator.keeping.places import BUSY, LOOPBACK
 from meedge_ray.operator.keeping.processes import end_marked, marked
-from meedge_ray.operator.keeping.run_file import Run, read_run
+from meedge_ray.operator.keeping.run_file import Run, Told, read_run
 from meedge_ray.operator.keeping.spawning import log_file, spawn
 
 _SUPERVISOR = "supervisor"
@@ -28,6 +28,7 @@ def start(
     *,
     host: str | None = None,
     base_dir: Path | None = None,
+    tls: tuple[Path, Path] | None = None,
     told: Callable[[Run], None] = lambda _: None,
     timeout_s: float = 300.0,
 ) -> Run:
@@ -39,24 +40,23 @@ def start(
         path: the home's folder, made if it is not there.
         host: address of this machine at which edge nodes find it; by default as it was, or loopback.
         base_dir: where relative paths in manifests start; by default as it was, or the current folder.
+        tls: certificate and key, PEM files, that services are served with; by default as it was, or none.
         told: is called with how things stand, again and again.
         timeout_s: most seconds to wait.
 
     Raises:
-        InvalidInputError: it runs already, otherwise; or the home cannot be used.
+        InvalidInputError: it runs already, otherwise; or the home or the certificate cannot be used.
         UnavailableError: it does not come up; nothing is left of it then, unless something ran before.
     """
     home = open_home(path)
-    before = _run_or_none(home)
-    host = _own_address(host) if host else (before.host if before else LOOPBACK)
-    base_dir = (base_dir or (Path(before.base_dir) if before else Path.cwd())).resolve()
+    wanted = _wanted(_run_or_none(home), host, base_dir, tls)
     takes_over = bool(marked(home.path))
     if not takes_over:
         for name, port in asdict(home.ports()).items():
             check_free(port, f"{home.config_file}: ports.{name}")
-    supervisor = None if home.is_locked() else _spawn(home, host, base_dir)
+    supervisor = None if home.is_locked() else _spawn(home, wanted)
     try:
-        return _wait(home, (host, str(base_dir)), supervisor, told, timeout_s)
+        return _wait(home, wanted, supervisor, told, timeout_s)
     except BaseException:
         if supervisor is not None and not takes_over:
             stop(home)
@@ -103,9 +103,24 @@ def current_run(home: Home) -> Run | None:
     return run if run and run.supervisor.process() else None
 
 
-def _spawn(home: Home, host: str, base_dir: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "meedge_ray.operator.keeping.supervisor"]
-    return spawn(home, _SUPERVISOR, [*command, f"--home={home.path}", f"--host={host}", f"--base-dir={base_dir}"], {})
+def _wanted(before: Run | None, host: str | None, base_dir: Path | None, tls: tuple[Path, Path] | None) -> Told:
+    # What nobody says is as it was.
+    was = before.told if before else Told(host=LOOPBACK, base_dir=str(Path.cwd()))
+    host = _own_address(host) if host else was.host
+    tls = tls or was.tls
+    if tls is not None:
+        # Here: `stop` works without the package that this needs.
+        from meedge_ray.operator.keeping.certificate import check_certificate  # noqa: PLC0415
+
+        tls = (tls[0].resolve(), tls[1].resolve())
+        check_certificate(*tls, host)
+    certificate, key = (str(tls[0]), str(tls[1])) if tls else (None, None)
+    return Told(host=host, base_dir=str((base_dir or Path(was.base_dir)).resolve()), certificate=certificate, key=key)
+
+
+def _spawn(home: Home, told: Told) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "meedge_ray.operator.keeping.supervisor", f"--home={home.path}"]
+    return spawn(home, _SUPERVISOR, [*command, *told.options()], {})
 
 
 def _own_address(host: str) -> str:
@@ -123,7 +138,7 @@ def _own_address(host: str) -> str:
 
 def _wait(
     home: Home,
-    wanted: tuple[str, str],
+    wanted: Told,
     supervisor: "subprocess.Popen[bytes] | None",
     told: Callable[[Run], None],
     timeout_s: float,
@@ -131,9 +146,9 @@ def _wait(
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if (run := current_run(home)) is not None:
-            if (run.host, run.base_dir) != wanted:
+            if run.told != wanted:
                 raise InvalidInputError(
-                    f"runs already, with --host {run.host} --base-dir {run.base_dir}",
+                    f"runs already, with {' '.join(run.told.options())}",
                     where=str(home.path),
                     do="Run `meedge down` before",
                 )

@@ -19,7 +19,7 @@ from meedge_ray.operator.keeping.parts import api_server, ray_head
 from meedge_ray.operator.keeping.places import API_SERVER, BUSY, LOOPBACK, RAY, RECONCILER
 from meedge_ray.operator.keeping.processes import ProcessId, end_marked
 from meedge_ray.operator.keeping.reconciler_keeper import ReconcilerKeeper
-from meedge_ray.operator.keeping.run_file import PartStatus, Run, read_run, write_run
+from meedge_ray.operator.keeping.run_file import PartStatus, Run, Told, read_run, write_run
 
 _log = logging.getLogger("meedge supervisor")
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("meedge supervisor")
 class Supervisor:
     """The keepers of all parts, a thread each, and the one who writes down how they stand."""
 
-    def __init__(self, home: Home, *, host: str, base_dir: Path) -> None:
+    def __init__(self, home: Home, told: Told) -> None:
         self._home = home
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -35,7 +35,7 @@ class Supervisor:
         assert supervisor is not None
         now = time.time()
         parts = tuple(PartStatus(name=name, state="waiting", since=now) for name in (API_SERVER, RAY, RECONCILER))
-        self._run = Run(supervisor=supervisor, host=host, base_dir=str(base_dir), started_at=now, parts=parts)
+        self._run = Run(supervisor=supervisor, told=told, started_at=now, parts=parts)
 
     def stop(self) -> None:
         """Let `keep` end all parts and return."""
@@ -46,14 +46,13 @@ class Supervisor:
         before = self._predecessor()
         reconciler = ReconcilerKeeper(
             self._home,
-            host=self._run.host,
-            base_dir=Path(self._run.base_dir),
+            told=self._run.told,
             report=self._report,
             has_ground=self._has_ground,
             stop=self._stop,
         )
         threads = [threading.Thread(target=reconciler.run, name=RECONCILER)]
-        for part in (api_server(self._home), ray_head(self._home, self._run.host)):
+        for part in (api_server(self._home), ray_head(self._home, self._run.told)):
             keeper = Keeper(part, self._home, self._report, self._stop)
             left = before.part(part.name) if before else None
             threads.append(threading.Thread(target=keeper.run, args=(left,), name=part.name))
@@ -70,7 +69,7 @@ class Supervisor:
         except MeedgeError as error:
             _log.warning("%s", error)
             before = None
-        if before and (before.host, before.base_dir) == (self._run.host, self._run.base_dir):
+        if before and before.told == self._run.told:
             return before
         end_marked(self._home.path, grace_s=10.0)
         return None
@@ -95,6 +94,8 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--host", default=LOOPBACK, help="address of this machine at which edge nodes find it")
     parser.add_argument("--base-dir", type=Path, default=Path.cwd(), help="where relative paths in manifests start")
+    parser.add_argument("--tls-cert", help="PEM file; with --tls-key services speak HTTPS")
+    parser.add_argument("--tls-key")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -102,7 +103,9 @@ def main() -> None:
     try:
         home = open_home(given.home)
         with home.locked():
-            supervisor = Supervisor(home, host=given.host, base_dir=given.base_dir.resolve())
+            base_dir = str(given.base_dir.resolve())
+            told = Told(host=given.host, base_dir=base_dir, certificate=given.tls_cert, key=given.tls_key)
+            supervisor = Supervisor(home, told)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: supervisor.stop())
             supervisor.keep()

@@ -3,6 +3,7 @@
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,10 +16,11 @@ from meedge_ray.actors.service.app import create_app
 from meedge_ray.actors.service.catalog import Catalog
 from meedge_ray.actors.service.credentials import LIFETIME_S, RENEWED_AFTER_S, Claims, Signer
 from meedge_ray.actors.service.registry import Registry
+from meedge_ray.actors.service.rhythm import HEARTBEAT_S
 from meedge_ray.actors.service.roster import InProcess
 from meedge_ray.agent.status import AgentStatus, Counts, MemoryState
 from meedge_ray.api.agent import AgentProblem
-from meedge_ray.api.devices import CredentialBody, Desired, DeviceList, HeartbeatAnswer
+from meedge_ray.api.devices import CredentialBody, Desired, DeviceList, HeartbeatAnswer, Registration
 from meedge_ray.api.serving import ErrorBody
 from meedge_ray.bundle.manifest import bundle_sha256, bundle_units
 from meedge_ray.domain.device_status import DeviceStatus
@@ -126,7 +128,7 @@ def test_a_device_registers_says_how_it_is_and_is_told_what_to_do(service, world
     credential = service.register()
     answer = service.told(credential)
     assert answer.desired == Desired(model="tiny", bundle_sha256=bundle_sha256(world.bundle))
-    assert (answer.renew, answer.heartbeat_s) == (False, registry_module.HEARTBEAT_S)
+    assert (answer.renew, answer.heartbeat_s) == (False, HEARTBEAT_S)
     entry = service.listed()["pi"]
     assert (entry.model, entry.memory_bytes, entry.version) == ("tiny", 100_000, "0.1.0")
     assert entry.status.running.branches == ("one", "two")
@@ -136,6 +138,23 @@ def test_a_device_registers_says_how_it_is_and_is_told_what_to_do(service, world
     time.sleep(2 * roster_module._FRESH_S)
     desired = service.told(credential).desired
     assert (desired.generation, desired.memory_bytes, desired.model) == (3, 50_000, "tiny")
+
+
+def test_among_many_a_device_is_told_to_say_seldom_how_it_is_and_not_called_silent_meanwhile(service, monkeypatch):
+    for number in range(499):
+        service.registry.register(f"d{number}", Registration.model_validate(BODY), None)
+    credential = CredentialBody.model_validate_json(
+        service.ask("POST", "/v1/devices/pi", service.enrolment, json=BODY).content
+    )
+    assert credential.heartbeat_s == pytest.approx(10, abs=0.1)
+    assert service.told(credential.credential).heartbeat_s == 10
+    assert not service.listed()["pi"].is_silent
+    heard_at = time.monotonic()
+    for after_s, is_silent in [(29, False), (31, True)]:
+        with monkeypatch.context() as later:
+            later.setattr(registry_module, "time", SimpleNamespace(monotonic=lambda at_s=heard_at + after_s: at_s))
+            [presence] = [each for each in service.registry.presences() if each.record.device == "pi"]
+        assert presence.is_silent == is_silent
 
 
 def test_a_device_before_its_model_is_loaded_may_say_so(service):

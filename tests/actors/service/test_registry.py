@@ -1,6 +1,7 @@
 """The registry: whose credential counts through any history, what outlives it, and what replicas get to know."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from meedge_ray.actors.service import registry as registry_module
 from meedge_ray.actors.service.credentials import Claims
 from meedge_ray.actors.service.registry import News, Registry, TakenError, Version
+from meedge_ray.actors.service.rhythm import HEARTBEAT_S
 from meedge_ray.api.devices import Desired, Registration
 from meedge_ray.domain.errors import CredentialError, UnavailableError
 
@@ -72,7 +74,7 @@ def test_the_name_of_a_device_at_work_is_only_for_who_has_its_credential(monkeyp
         registry.register("pi", PI, None)
     assert caught.value.http_status == 409
     assert registry.register("pi", PI, claims(again.newest)).newest > again.newest
-    monkeypatch.setattr(registry_module, "SILENT_AFTER_S", 0.0)
+    monkeypatch.setattr(registry_module, "silent_after_s", lambda _told_s: 0.0)
     assert registry.register("pi", PI, None)
 
 
@@ -147,6 +149,83 @@ def test_there_is_an_end_to_the_devices(monkeypatch):
         registry.register(device, PI, None)
     with pytest.raises(UnavailableError, match="2 devices"):
         registry.register("c", PI, None)
+
+
+def enlisted(registry, devices, told_s):
+    """So many devices, each heard of, and told how often to say how it is."""
+    for number in range(devices):
+        device = f"d{number}"
+        generation = registry.register(device, PI, None).newest
+        registry.exchange([News(claims(generation, device), "{}", told_s)], NOBODY_KNOWS)
+
+
+def silent(registry, after_s, monkeypatch):
+    """The devices that are silent so long after all were heard of."""
+    now = time.monotonic() + after_s
+    with monkeypatch.context() as later:
+        later.setattr(registry_module, "time", SimpleNamespace(monotonic=lambda: now))
+        return {presence.record.device for presence in registry.presences() if presence.is_silent}
+
+
+def test_the_more_devices_there_are_the_more_seldom_each_is_to_say_how_it_is():
+    registry = Registry()
+    told = [registry.register(f"d{number}", PI, None).heartbeat_s for number in range(500)]
+    assert told == sorted(told)
+    assert (told[0], told[249], told[-1]) == (HEARTBEAT_S, HEARTBEAT_S, pytest.approx(10, abs=0.1))
+    assert registry.exchange([], NOBODY_KNOWS).heartbeat_s == 10
+    assert registry.renew(claims(registry.presences()[0].record.newest, "d0")).heartbeat_s == 10
+    registry.revoke([f"d{number}" for number in range(400)])
+    assert registry.exchange([], NOBODY_KNOWS).heartbeat_s == HEARTBEAT_S
+
+
+def test_silent_is_who_missed_what_it_was_last_told(monkeypatch):
+    registry = Registry()
+    for device, told_s in [("often", 5.0), ("seldom", 20.0), ("untold", None)]:
+        registry.exchange([News(claims(1, device), "{}", told_s)], NOBODY_KNOWS)
+    assert silent(registry, 14, monkeypatch) == set()
+    assert silent(registry, 16, monkeypatch) == {"often", "untold"}
+    assert silent(registry, 59, monkeypatch) == {"often", "untold"}
+    assert silent(registry, 61, monkeypatch) == {"often", "seldom", "untold"}
+    registry.exchange([News(claims(1, "seldom"), "{}", 5.0), News(claims(1, "often"), None)], NOBODY_KNOWS)
+    assert silent(registry, 16, monkeypatch) == {"often", "seldom", "untold"}
+
+
+def test_a_name_is_taken_for_as_long_as_its_device_may_be_unheard(monkeypatch):
+    registry = Registry()
+    registry.exchange([News(claims(1), "{}", 20.0)], NOBODY_KNOWS)
+    now = time.monotonic() + 59
+    monkeypatch.setattr(registry_module, "time", SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns))
+    with pytest.raises(TakenError) as caught:
+        registry.register("pi", PI, None)
+    assert "60 s" in caught.value.do
+    monkeypatch.setattr(registry_module, "time", SimpleNamespace(monotonic=lambda: now + 2, time_ns=time.time_ns))
+    assert registry.register("pi", PI, None)
+
+
+def test_after_a_restart_nobody_is_silent_who_was_told_to_be_heard_seldom(tmp_path, monkeypatch):
+    registry = Registry(tmp_path / "registry")
+    enlisted(registry, 500, told_s=10.0)
+    again = Registry(tmp_path / "registry")
+    assert silent(again, 29, monkeypatch) == set()
+    assert len(silent(again, 31, monkeypatch)) == 500
+
+
+def test_a_mere_heartbeat_writes_nothing(tmp_path):
+    path = tmp_path / "registry"
+    registry = Registry(path)
+    enlisted(registry, 3, told_s=5.0)
+
+    def files():
+        return {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+
+    before = files()
+    assert any(before.values())
+    for told_s in (5.0, 5.0, 20.0):
+        for presence in registry.presences():
+            bears = claims(presence.record.current, presence.record.device)
+            registry.exchange([News(bears, f'"well for {told_s}"', told_s)], NOBODY_KNOWS)
+    assert files() == before
+    assert {presence.record.heartbeat_s for presence in registry.presences()} == {20.0}
 
 
 class Histories(RuleBasedStateMachine):
