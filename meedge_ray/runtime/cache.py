@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.manifest import bundle_json, parse_bundle
-from meedge_ray.bundle.store import UnitStore
+from meedge_ray.bundle.store import UnitStore, sha256_of
 from meedge_ray.domain.elastic import Bundle, Unit, distinct_units
 from meedge_ray.domain.errors import IntegrityError, MeedgeError, NotFoundError, UnavailableError
 from meedge_ray.runtime.client import ServiceClient
@@ -73,14 +73,14 @@ class Cache:
         try:
             bundle = self.client.bundle(model)
         except UnavailableError:
-            kept = _read(path)
+            kept = _kept(path)
             if kept is None:
                 raise
             return parse_bundle(kept, where=str(path))
         data = bundle_json(bundle)
-        if _read(path) != data:
+        if _kept(path) != data:
             try:
-                write_atomically(path, data)
+                write_atomically(path, sha256_of(data).encode() + b"\n" + data)
                 self.problem = None
             except UnavailableError as error:
                 self.problem = error
@@ -92,7 +92,7 @@ class Cache:
         Otherwise as `bundle`, and with its errors. Who then follows the service learns of a model that was rebuilt.
         """
         path = self._bundle_path(model)
-        kept = _read(path)
+        kept = _kept(path)
         if kept is not None:
             with suppress(MeedgeError):
                 bundle = parse_bundle(kept, where=str(path))
@@ -223,15 +223,17 @@ class Cache:
                     path.unlink()
 
     def _bundle_path(self, model: str) -> Path:
-        return self.store.root / "bundles" / f"{quote(model, safe='')}.json"
+        return self.store.root / "bundles" / f"{quote(model, safe='')}.bundle"
 
 
 def _ignore(_received_bytes: int) -> None:
     pass
 
 
-def _read(path: Path) -> bytes | None:
+def _kept(path: Path) -> bytes | None:
+    """Return a kept manifest's bytes; None where there is none, or one that was damaged."""
     try:
-        return path.read_bytes()
+        sha256, _, data = path.read_bytes().partition(b"\n")
     except OSError:
         return None
+    return data if sha256.decode(errors="replace") == sha256_of(data) else None

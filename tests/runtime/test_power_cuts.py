@@ -86,9 +86,9 @@ def every_cut(url, token, folder):
 def prepare(home):
     cache = Cache(None, UnitStore(home))
     cache.store.put(CONTENTS[0])
-    path = home / "bundles" / "tiny.json"
+    path = home / "bundles" / "tiny.bundle"
     path.parent.mkdir()
-    path.write_bytes(bundle_json(OLD))
+    path.write_bytes(f"{sha256_of(bundle_json(OLD))}\n".encode() + bundle_json(OLD))
     partial = home / "partial" / TAKEN_UP.sha256
     partial.parent.mkdir()
     partial.write_bytes(CONTENTS[2][:50_000])
