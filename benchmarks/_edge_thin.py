@@ -20,7 +20,8 @@ import numpy as np
 
 from meedge_ray.agent.heartbeat import first_pause_s, pause_s
 
-START_S, PLACEMENT_S, LOOK_S = 10.0, 20.0, 5.0  # all have started; each, on average; between looks at the list
+START_S, LOOK_S = 30.0, 5.0  # in which all start; between looks at the list
+PLACEMENT_S = 60.0  # on average, as agents ask where nothing changes
 _HEARTBEAT_S = 10.0  # until it is told
 _TIMEOUT_S = 10.0  # as an agent's requests
 _SHA256 = "0" * 64

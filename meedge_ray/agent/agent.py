@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -252,7 +253,7 @@ class Agent:
                 self._tries += 1
                 self._state.notify_all()
             if self._scheduler is None:
-                self._retry.wait(pause_s)
+                self._retry.wait(pause_s * random.uniform(0.5, 1.5))  # noqa: S311 - others began at the same moment
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _enter(self) -> None:
