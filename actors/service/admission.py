@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -25,6 +26,7 @@ _DEVICE_MAY = (
     re.compile(r"GET /v1/models/(?P<model>[^/]+)/(bundle|frontier)"),
     re.compile(r"POST /v1/models/(?P<model>[^/]+)/placements"),
     re.compile(r"GET /v1/units/(?P<unit>[^/]+)"),
+    re.compile(r"POST /v1/units"),  # named in the body: see `Bearer.check_units`
     re.compile(r"POST /v1/devices/(?P<device>[^/]+)(/credential)?"),
     re.compile(r"PUT /v1/devices/(?P<device>[^/]+)/status"),
 )
@@ -80,6 +82,16 @@ class Bearer:
         if self.claims is None or self.claims.device != name:
             raise _forbidden(f"only device {name!r} itself may do that")
         return self.claims
+
+    def check_units(self, names: Iterable[str], catalog: Catalog) -> None:
+        """Check that a device reads units of its own model only.
+
+        Raises:
+            ForbiddenError: it does not.
+        """
+        if self.claims is not None:
+            for name in names:
+                _check_unit(self.claims, name, catalog)
 
 
 def bearer_of(scope: Scope) -> Bearer:
@@ -144,7 +156,12 @@ def _check_may(claims: Claims, request: str, catalog: Catalog) -> None:
         raise _forbidden(f"the credential is for model {claims.model!r}")
     if named.get("device", claims.device) != claims.device:
         raise _forbidden(f"the credential is that of device {claims.device!r}")
-    if "unit" in named and not catalog.has_unit(claims.model, named["unit"]):
+    if "unit" in named:
+        _check_unit(claims, named["unit"], catalog)
+
+
+def _check_unit(claims: Claims, sha256: str, catalog: Catalog) -> None:
+    if not catalog.has_unit(claims.model, sha256):
         raise _forbidden(f"model {claims.model!r} has no such unit")
 
 

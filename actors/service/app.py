@@ -10,12 +10,20 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
 from meedge_ray.actors.service import answers
-from meedge_ray.actors.service.admission import Gate, Served
+from meedge_ray.actors.service.admission import Gate, Served, bearer_of
 from meedge_ray.actors.service.device_routes import device_routes
 from meedge_ray.actors.service.refusals import add_handlers, error_response
 from meedge_ray.actors.service.registry import Registry
 from meedge_ray.actors.service.roster import InProcess, RegistryLink, Roster
-from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementRequest, PlacementResponse
+from meedge_ray.actors.service.unit_stream import CHUNK_BYTES, UnitStream, unit_stream
+from meedge_ray.api.serving import (
+    ErrorBody,
+    FrontierResponse,
+    ModelList,
+    PlacementRequest,
+    PlacementResponse,
+    UnitsRequest,
+)
 
 _BYTE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in (401, 403, 404, 422, 500)}
@@ -30,7 +38,7 @@ Every error says `what` is wrong, `where`, and what to `do`.
 class UnitResponse(FileResponse):
     """A unit straight from its file, so that no unit is held in memory."""
 
-    chunk_size = 256 * 1024
+    chunk_size = CHUNK_BYTES
 
 
 def create_app(served: Served, registry: RegistryLink | None = None) -> FastAPI:
@@ -95,6 +103,13 @@ def _routes(served: Served, roster: Roster) -> APIRouter:
         given = (served.catalog, model, body, int(request.headers.get("content-length", 0)))
         # A look-up takes less than handing it to a thread, which a busy service waits milliseconds for.
         return answers.place(*given) if answers.is_looked_up(body) else await run_in_threadpool(answers.place, *given)
+
+    @router.post("/units", tags=["units"], response_class=UnitStream)
+    def units(request: Request, body: UnitsRequest) -> Response:
+        """Return what is lacked of several units: their bytes one after the other, in the order they are named in."""
+        catalog = served.catalog
+        bearer_of(request.scope).check_units((unit.sha256 for unit in body.units), catalog)
+        return unit_stream(catalog, body)
 
     @router.get("/units/{sha256}", tags=["units"], response_class=UnitResponse)
     def unit(

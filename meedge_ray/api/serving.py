@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from meedge_ray.api.time_distribution import UNIFORM, TimeDistribution
 
 Sha256 = str
+# In one request, which a device has as many files open for.
+MOST_UNITS = 128
 Score = Literal["m0", "m1", "m2", "m3", "m4", "m5", "m6", "m7"]
 
 
@@ -21,6 +23,26 @@ class UnitBody(Body):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
+
+
+class UnitRest(Body):
+    """What a device lacks of a unit: all that comes after the bytes it has."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    offset_bytes: int = Field(default=0, ge=0, description="bytes of it that the device has")
+
+
+class UnitsRequest(Body):
+    """Units to send one after the other, in this order."""
+
+    units: list[UnitRest] = Field(min_length=1, max_length=MOST_UNITS)
+
+    @field_validator("units")
+    @classmethod
+    def _once_each(cls, units: list[UnitRest]) -> list[UnitRest]:
+        if len({unit.sha256 for unit in units}) < len(units):
+            raise ValueError("a unit is named twice")
+        return units
 
 
 class ModelSummary(Body):

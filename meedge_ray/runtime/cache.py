@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from urllib.parse import quote
 
+from meedge_ray.api.serving import MOST_UNITS
 from meedge_ray.bundle.files import write_atomically
 from meedge_ray.bundle.manifest import bundle_json, parse_bundle
 from meedge_ray.bundle.store import UnitStore, sha256_of
@@ -133,11 +134,11 @@ class Cache:
         try:
             return self._at_hand(unit)
         except (NotFoundError, IntegrityError, UnavailableError):
-            giving_way(lambda: self._fetch(unit, _ignore))
+            giving_way(lambda: self._fetch([unit], _ignore))
         return self._at_hand(unit)
 
-    def ensure_all(self, units: Iterable[Unit], progress: Callable[[Progress], None] = lambda _: None) -> None:
-        """Fetch and keep those of the units that are not held whole, in order, over one connection.
+    def ensure_all(self, units: Iterable[Unit], progress: Callable[[Progress], None] = _ignore) -> None:
+        """Fetch and keep those of the units that are not held whole, in order, all in one answer of the service.
 
         Args:
             units: afterwards `stored` has each of them.
@@ -150,7 +151,7 @@ class Cache:
         """
         missing = [unit for unit in distinct_units(units) if not self._has(unit)]
         if missing:
-            giving_way(lambda: self._fetch_all(missing, progress))
+            giving_way(lambda: self._fetch(missing, progress))
 
     def release(self) -> None:
         """Let go of the units that the disk did not take, which are in memory for a caller that does not come."""
@@ -178,39 +179,48 @@ class Cache:
                 self.problem = error
             raise
 
-    def _fetch_all(self, units: list[Unit], progress: Callable[[Progress], None]) -> None:
-        size_bytes = sum(unit.size_bytes for unit in units)
-        done_bytes = 0
-        for done, unit in enumerate(units):
+    def _fetch(self, units: list[Unit], progress: Callable[[Progress], None]) -> None:
+        with self._downloading:
+            missing = [unit for unit in units if not self._has(unit)]  # another thread may have fetched some meanwhile
+            while missing:
+                batch, missing = missing[:MOST_UNITS], missing[MOST_UNITS:]
+                self._fetch_batch(batch, lambda downloads, later=missing: progress(_progress(units, downloads, later)))
+        progress(_progress(units, [], []))
 
-            def told(received_bytes: int, done: int = done, done_bytes: int = done_bytes) -> None:
-                progress(Progress(len(units), done, size_bytes, done_bytes + received_bytes))
-
-            self._fetch(unit, told)
-            done_bytes += unit.size_bytes
-        progress(Progress(len(units), len(units), size_bytes, size_bytes))
-
-    def _fetch(self, unit: Unit, told: Callable[[int], None]) -> None:
-        partial = self._partials / unit.sha256
-        with self._downloading, closing(Download(unit.sha256, unit.size_bytes, partial)) as download:
-            if self._has(unit):
-                return  # fetched by another thread, which this one waited for
+    def _fetch_batch(self, units: list[Unit], told: Callable[[list[Download]], None]) -> None:
+        with ExitStack() as stack:
+            downloads = [stack.enter_context(closing(self._download(unit))) for unit in units]
+            start, before_bytes = time.perf_counter(), self.fetched_bytes
+            measured = 0, 0.0
 
             def arrived(size_bytes: int) -> None:
                 self.fetched_bytes += size_bytes
-                told(download.size_bytes)
+                told(downloads)
 
-            start, before_bytes = time.perf_counter(), self.fetched_bytes
-            self.client.receive(download, limit=self._limit, arrived=arrived)
-            self._rate.add(self.fetched_bytes - before_bytes, time.perf_counter() - start)
+            def whole(download: Download) -> None:
+                nonlocal measured
+                # From the start each time: while a unit is written to the disk, the next comes, at no rate of the link.
+                measured = self.fetched_bytes - before_bytes, time.perf_counter() - start
+                self._keep(download)
+                download.close()
+
             try:
-                download.keep(self.store)
-            except UnavailableError as error:
-                self._unkept[unit.sha256] = download.data()
-                self.problem = error
-            else:
-                self._damaged.discard(unit.sha256)
-                self.problem = None
+                self.client.receive(downloads, limit=self._limit, arrived=arrived, whole=whole)
+            finally:
+                self._rate.add(*measured)
+
+    def _download(self, unit: Unit) -> Download:
+        return Download(unit.sha256, unit.size_bytes, self._partials / unit.sha256)
+
+    def _keep(self, download: Download) -> None:
+        try:
+            download.keep(self.store)
+        except UnavailableError as error:
+            self._unkept[download.sha256] = download.data()
+            self.problem = error
+        else:
+            self._damaged.discard(download.sha256)
+            self.problem = None
 
     @property
     def _partials(self) -> Path:
@@ -226,8 +236,21 @@ class Cache:
         return self.store.root / "bundles" / f"{quote(model, safe='')}.bundle"
 
 
-def _ignore(_received_bytes: int) -> None:
+def _ignore(_progress: Progress) -> None:
     pass
+
+
+def _progress(units: list[Unit], downloads: list[Download], later: list[Unit]) -> Progress:
+    lacking = [download for download in downloads if not download.is_complete]
+    size_bytes = sum(unit.size_bytes for unit in units)
+    return Progress(
+        units=len(units),
+        units_done=len(units) - len(lacking) - len(later),
+        size_bytes=size_bytes,
+        received_bytes=size_bytes
+        - sum(download.whole_bytes - download.size_bytes for download in lacking)
+        - sum(unit.size_bytes for unit in later),
+    )
 
 
 def _kept(path: Path) -> bytes | None:

@@ -4,7 +4,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -15,7 +15,14 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from meedge_ray.api.devices import CredentialBody, HeartbeatAnswer, Registration
-from meedge_ray.api.serving import ErrorBody, ModelList, PlacementRequest, PlacementResponse, UnitBody
+from meedge_ray.api.serving import (
+    ErrorBody,
+    ModelList,
+    PlacementRequest,
+    PlacementResponse,
+    UnitRest,
+    UnitsRequest,
+)
 from meedge_ray.bundle.manifest import parse_bundle
 from meedge_ray.bundle.store import sha256_of
 from meedge_ray.domain.elastic import Bundle
@@ -27,6 +34,7 @@ from meedge_ray.domain.errors import (
     NotFoundError,
     UnavailableError,
 )
+from meedge_ray.runtime.batch import Batch
 from meedge_ray.runtime.downloads import Download, RateLimit
 from meedge_ray.runtime.trust import distrust, trusting
 
@@ -43,6 +51,7 @@ _ADVICE: dict[int, str] = {
 # Servers drop a connection that was silent for 5 s, and over a slow link a request may meet them doing so.
 _SILENT_S = 2.0
 
+_UNITS = "/v1/units"
 
 _TOKEN = re.compile(r"[!-~]*")
 
@@ -138,86 +147,51 @@ class ServiceClient:
         """Say how a device is, which is JSON of a `Heartbeat`, and return what it is to do."""
         return self._parsed(self._send("PUT", f"{_device(device)}/status", body=status), HeartbeatAnswer)
 
-    def fetch_unit(self, unit: UnitBody) -> bytes:
-        """Return the unit's bytes, verified; a transmission that breaks off goes on where it broke."""
-        download = Download(unit.sha256, unit.size_bytes)
-        self.receive(download)
-        return download.data()
-
     def receive(
         self,
-        download: Download,
+        downloads: Sequence[Download],
         *,
         limit: RateLimit | None = None,
-        arrived: Callable[[int], None] = lambda _size_bytes: None,
+        arrived: Callable[[int], None],
+        whole: Callable[[Download], None],
     ) -> None:
-        """Receive what the download lacks, verified; a transmission that breaks off goes on where it broke.
+        """Receive what the downloads lack, all in one answer; a transmission that breaks off goes on where it broke.
 
-        What an earlier process left may be damaged: then the unit is fetched anew, once. When this raises
-        UnavailableError, the download keeps what has come.
+        When this raises, units that were whole have been handed over, and of the one under way the download keeps
+        what has come, unless that is damaged.
 
         Args:
-            download: it is intact afterwards.
+            downloads: at most MOST_UNITS; all are intact afterwards.
             limit: waited for after every chunk.
             arrived: told the bytes of every chunk, of at most 64 KiB; whatever it raises ends the transmission.
+            whole: told of every unit as soon as it is intact, also of those that lacked nothing.
         """
-        path = f"/v1/units/{download.sha256}"
-        taken_up = download.size_bytes > 0
-        self._receive_rest(path, download, limit, arrived)
-        if taken_up and not download.is_intact:
-            download.clear()
-            self._receive_rest(path, download, limit, arrived)
-        if not download.is_intact:
-            download.clear()
-            raise IntegrityError(
-                f"unit {download.sha256} arrived damaged",
-                where=self._where(path),
-                do="Fetch it again; if that fails, build the bundle on the server again",
-            )
-
-    def _receive_rest(
-        self, path: str, download: Download, limit: RateLimit | None, arrived: Callable[[int], None]
-    ) -> None:
-        for pause_s in (*BACK_OFF_S, None):
-            if download.is_complete:
-                return
+        batch = Batch(downloads, whole, where=self._where(_UNITS))
+        pauses = iter(BACK_OFF_S)
+        while lacking := batch.lacking():
             try:
-                self._receive(path, download, limit, arrived)
+                self._receive(batch, limit, arrived)
             except UnavailableError:
+                if len(batch.lacking()) < len(lacking):
+                    pauses = iter(BACK_OFF_S)
+                pause_s = next(pauses, None)
                 if pause_s is None:
                     raise
                 time.sleep(pause_s)
 
-    def _receive(self, path: str, download: Download, limit: RateLimit | None, arrived: Callable[[int], None]) -> None:
-        offset = download.size_bytes
-        # A transparent compression would make offsets into the file meaningless.
-        headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{download.sha256}"'}
-        with self._answers(path), self._http.stream("GET", path, headers=headers) as response:
+    def _receive(self, batch: Batch, limit: RateLimit | None, arrived: Callable[[int], None]) -> None:
+        rests = [UnitRest(sha256=rest.sha256, offset_bytes=rest.size_bytes) for rest in batch.lacking()]
+        content = UnitsRequest(units=rests).model_dump_json()
+        # A transparent compression would let a cut take with it what had come.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        with self._answers(_UNITS), self._http.stream("POST", _UNITS, content=content, headers=headers) as response:
             if limit is not None:
                 _bound_socket(response, limit.in_flight_bytes)
             self._check(response)
-            if response.status_code != HTTPStatus.PARTIAL_CONTENT or not _starts_at(response, offset):
-                download.clear()
-            for chunk in response.iter_bytes():  # as the network gives them: never more than 64 KiB
-                if download.size_bytes + len(chunk) > download.whole_bytes:
-                    download.clear()
-                    raise IntegrityError(
-                        f"unit {download.sha256} is longer than the {download.whole_bytes} bytes it should have",
-                        where=self._where(path),
-                        do="Build the bundle on the server again",
-                    )
-                download.append(chunk)
-                arrived(len(chunk))
+            for size_bytes in batch.take(response.iter_bytes()):  # as the network gives them: never more than 64 KiB
+                arrived(size_bytes)
                 if limit is not None:
-                    limit.take(len(chunk))
-        if not download.is_complete:
-            raise UnavailableError(
-                f"the transmission broke off after {download.size_bytes} of {download.whole_bytes} bytes",
-                where=self._where(path),
-                do="Try again later",
-            )
+                    limit.take(size_bytes)
 
     def _with_token(self, request: httpx.Request) -> httpx.Request:
         if self._token:
@@ -304,10 +278,6 @@ def _kind(status: int) -> type[MeedgeError]:
 
 def _strong(etag: str) -> str:
     return etag.removeprefix("W/").strip('"')
-
-
-def _starts_at(response: httpx.Response, offset: int) -> bool:
-    return bool(response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"))
 
 
 def _bound_socket(response: httpx.Response, size_bytes: int) -> None:

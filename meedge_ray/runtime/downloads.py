@@ -108,10 +108,9 @@ class Download:
             store.adopt(self._path, self.sha256)
 
     def close(self) -> None:
-        """Let go of the file; what it holds stays."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Let go of the file, which keeps what it holds, and of what is in memory."""
+        self._memory.clear()
+        self._close_file()
 
     def _take_up(self, file: int) -> None:
         try:
@@ -147,7 +146,12 @@ class Download:
         if self._path is not None:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
-        self.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 class LinkRate:

@@ -9,8 +9,8 @@ _MOST = 0.5  # of the time there is: with less to send in, nothing would be sent
 class Overruns:
     """Keeps free of the next placement's time what the last few took besides, at most.
 
-    That is the round trip of the request and of every unit, the units' loading, and what a busy device waits for its
-    processor.
+    That is the round trips of the two requests, for the placement and for its units, the units' loading, and what a busy
+    device waits for its processor.
     """
 
     def __init__(self) -> None:

@@ -248,7 +248,7 @@ def test_no_budget_waits_for_a_service_that_hangs(scheduler, device, service, sc
 
 
 def test_memory_that_falls_while_units_travel_ends_their_journey(scheduler, device, service, world, background):
-    service.hangs = "/v1/units/"
+    service.hangs = "/v1/units"
     following = background(device.follow)
     until(lambda: service.hanging)
     scheduler.memory.declare(world.bundle.backbone_bytes)

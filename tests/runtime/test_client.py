@@ -8,7 +8,7 @@ import threading
 import pytest
 import uvicorn
 
-from meedge_ray.api.serving import PlacementRequest, UnitBody
+from meedge_ray.api.serving import PlacementRequest
 from meedge_ray.domain.errors import (
     IntegrityError,
     InvalidInputError,
@@ -18,12 +18,12 @@ from meedge_ray.domain.errors import (
 from meedge_ray.operator.keeping.certificate import make_certificate
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.client import ServiceClient
+from meedge_ray.runtime.downloads import Download
 
 
 @pytest.fixture
 def unit(world):
-    unit = world.branch("exit2-large").units[0]
-    return UnitBody(sha256=unit.sha256, size_bytes=unit.size_bytes)
+    return world.branch("exit2-large").units[0]
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +35,16 @@ def error_json(what, where="", do=""):
     return json.dumps({"what": what, "where": where, "do": do}).encode()
 
 
+def fetch(client, unit):
+    download = Download(unit.sha256, unit.size_bytes)
+    client.receive([download], arrived=lambda _: None, whole=lambda _: None)
+    return download.data()
+
+
 def test_the_bundle_and_the_units_arrive_as_they_are(client, world, unit):
     assert client.models().models == []
     assert client.bundle("tiny") == world.bundle
-    assert client.fetch_unit(unit) == world.units[unit.sha256]
+    assert fetch(client, unit) == world.units[unit.sha256]
 
 
 def test_a_placement_is_asked_for(client, world, whole_bytes):
@@ -49,20 +55,14 @@ def test_a_placement_is_asked_for(client, world, whole_bytes):
 
 def test_a_broken_transmission_goes_on_where_it_broke(client, service, world, unit):
     service.break_after[unit.sha256] = [100, 250]
-    assert client.fetch_unit(unit) == world.units[unit.sha256]
-    assert [asked for _, _, asked in service.requests] == [None, "bytes=100-", "bytes=350-"]
-
-
-def test_a_server_without_ranges_sends_all_again(client, service, world, unit):
-    service.ranges = False
-    service.break_after[unit.sha256] = [100]
-    assert client.fetch_unit(unit) == world.units[unit.sha256]
+    assert fetch(client, unit) == world.units[unit.sha256]
+    assert service.asked() == [[(unit.sha256, offset)] for offset in (0, 100, 350)]
 
 
 def test_a_transmission_that_breaks_every_time_is_given_up(client, service, unit):
     service.break_after[unit.sha256] = [10] * 10
     with pytest.raises(UnavailableError, match=unit.sha256):
-        client.fetch_unit(unit)
+        fetch(client, unit)
     assert len(service.requests) == 4
 
 
@@ -71,13 +71,13 @@ def test_other_bytes_than_named_are_refused(client, service, world, unit):
     for sent in (data[:-1] + b"x", data + b"x"):
         service.swapped[unit.sha256] = sent
         with pytest.raises(IntegrityError, match=unit.sha256):
-            client.fetch_unit(unit)
+            fetch(client, unit)
 
 
 def test_a_unit_shorter_than_said_is_given_up(client, service, world, unit):
     service.swapped[unit.sha256] = world.units[unit.sha256][:100]
     with pytest.raises((UnavailableError, InvalidInputError)):
-        client.fetch_unit(unit)
+        fetch(client, unit)
 
 
 def test_a_bundle_other_than_its_hash_is_refused(client, service):
@@ -129,7 +129,7 @@ def test_a_server_away_is_named_with_what_to_do(unit):
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with ServiceClient(url, timeout_s=1) as client:
-            for call in (client.models, lambda: client.bundle("tiny"), lambda: client.fetch_unit(unit)):
+            for call in (client.models, lambda: client.bundle("tiny"), lambda: fetch(client, unit)):
                 with pytest.raises(UnavailableError, match=url) as error:
                     call()
                 assert error.value.do

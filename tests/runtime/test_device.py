@@ -255,7 +255,7 @@ def test_a_rebuilt_model_is_taken_over(device, service, worlds, whole_bytes, sam
 def test_a_rebuilt_model_that_cannot_be_had_leaves_the_old_one_answering(device, service, worlds, whole_bytes, samples):
     old = device.set_memory(whole_bytes)
     service.world = worlds(seed=5)
-    service.answers["/v1/units/"] = (503, b"")
+    service.answers["/v1/units"] = (503, b"")
     status = device.set_memory(whole_bytes)
     assert (status.bundle_sha256, status.branches) == (old.bundle_sha256, old.branches)
     assert status.source == "local"

@@ -22,19 +22,24 @@ class Service:
     world: World
     token: str = "secret"
     url: str = ""
-    requests: list = field(default_factory=list)  # (method, path, Range header)
-    break_after: dict = field(default_factory=dict)  # unit -> bytes sent before each of the next breaks
+    requests: list = field(
+        default_factory=list
+    )  # (method, path, the units' names and offsets where some are asked for)
+    break_after: dict = field(default_factory=dict)  # unit -> bytes of it sent before each of the next breaks
     swapped: dict = field(default_factory=dict)  # unit -> bytes sent instead
     answers: dict = field(default_factory=dict)  # path prefix -> (status, body) sent instead
     placements: list = field(default_factory=list)  # bodies of the requests
     away: bool = False
-    ranges: bool = True
     hangs: str = ""  # path prefix of the requests that are not answered before `go_on`
     hanging: int = 0  # requests that wait now
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def fetched(self):
-        return [path.rpartition("/")[2] for _, path, _ in self.requests if path.startswith("/v1/units/")]
+        return [sha256 for asked in self.asked() for sha256, _ in asked]
+
+    def asked(self):
+        """What each request for units was for."""
+        return [units for _, path, units in self.requests if path == "/v1/units"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -54,7 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
         if service.away:
             self.close_connection = True
             return
-        service.requests.append((self.command, self.path, self.headers["Range"]))
+        units = None
+        if self.path == "/v1/units":
+            units = [(unit["sha256"], unit["offset_bytes"]) for unit in json.loads(body)["units"]]
+        service.requests.append((self.command, self.path, units))
         if service.hangs and self.path.startswith(service.hangs):
             service.hanging += 1
             service.go_on.wait()
@@ -71,9 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, data, ETag=f'"{sha256_of(data)}"')
         if self.path == f"/v1/models/{service.world.bundle.model}/placements":
             return self._place(json.loads(body))
-        sha256 = self.path.removeprefix("/v1/units/")
-        if sha256 in service.world.units:
-            return self._unit(sha256)
+        if units is not None and service.world.units.keys() >= {sha256 for sha256, _ in units}:
+            return self._units(units)
         return self._send(404, _error("no such thing", self.path, "Ask for another"))
 
     def _place(self, request):
@@ -98,15 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
         }
         return self._send(200, json.dumps(body).encode())
 
-    def _unit(self, sha256):
+    def _units(self, units):
         service = self.server.service
-        data = service.swapped.get(sha256, service.world.units[sha256])
-        headers, status, start = {"ETag": f'"{sha256}"'}, 200, 0
-        if service.ranges and self.headers["Range"] and self.headers["If-Range"] == headers["ETag"]:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-            headers["Content-Range"], status = f"bytes {start}-{len(data) - 1}/{len(data)}", 206
-        breaks = service.break_after.get(sha256, [])
-        return self._send(status, data[start:], breaks.pop(0) if breaks else None, **headers)
+        data, break_after = b"", None
+        for sha256, offset_bytes in units:
+            breaks = service.break_after.get(sha256)
+            if breaks and break_after is None:
+                break_after = len(data) + breaks.pop(0)
+            data += service.swapped.get(sha256, service.world.units[sha256])[offset_bytes:]
+        return self._send(200, data, break_after)
 
     def _send(self, status, data, break_after=None, **headers):
         self.send_response(status)
