@@ -38,6 +38,7 @@ ENVIRONMENT = {
 }
 
 _LEAST_STEP_BYTES = 2**17
+_TRIES, _TRY_S = 10, 0.02
 _HERE = Path(__file__).parent
 
 Figures = dict[str, Any]
@@ -130,7 +131,7 @@ def need_bytes(scene: Scene, name: str) -> int:
             return held_bytes(resident.group)
         limit_bytes = held_bytes(resident.group) + 2**20
         least = limit_bytes
-        while resident.group.set_limit(limit_bytes):
+        while _is_taken(resident, limit_bytes):
             try:
                 for _ in range(20):
                     resident.client.infer(scene.images.x[0])
@@ -138,6 +139,15 @@ def need_bytes(scene: Scene, name: str) -> int:
                 break
             least, limit_bytes = limit_bytes, limit_bytes - _LEAST_STEP_BYTES
     return least
+
+
+def _is_taken(resident: Resident, limit_bytes: int) -> bool:
+    """Return whether the kernel takes a limit at one of several tries: it does not find at once all it can give up."""
+    for _ in range(_TRIES):
+        if resident.group.set_limit(limit_bytes):
+            return True
+        time.sleep(_TRY_S)
+    return False
 
 
 def limited(

@@ -3,6 +3,7 @@
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from threading import Event, Lock, Thread
 from time import monotonic, perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ from meedge_ray.runtime.memory import release_to_os
 from meedge_ray.runtime.memory_budget import Foreseen, MemoryBudget
 
 _LOOK_S = 0.02  # a look takes 0.1 ms
+_TRIM_S = 1.0  # between attempts to give back what is freed, while that is short: 0.1 to 1 ms each
 _ASK_AGAIN_S = 60.0  # the service, which may have learnt something new
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # between attempts while the service is away
 _RETURN_S = 1.0  # longest wait for inferences that were told to end: a block's time
@@ -37,6 +39,7 @@ class Scheduler:
         self.drops = 0
         self._looking = Lock()
         self._allowed_bytes: int | None = None
+        self._trimmed_s = -inf
         self._asked_for: tuple[str, ...] | None = None  # the best placement when the service was asked last
         self._prepared_for: tuple[int, int] | None = None
         self._stop, self._wake = Event(), Event()
@@ -116,6 +119,10 @@ class Scheduler:
                 self._wake.set()
 
     def _read(self) -> int:
+        is_bound = (self._allowed_bytes or 0) < self.memory.declared_bytes
+        if is_bound and monotonic() >= self._trimmed_s + _TRIM_S:
+            release_to_os()  # what inferences have freed is no reason to hold less
+            self._trimmed_s = monotonic()
         with self.device.still():
             return self.memory.allowed_bytes(self.device.resident_bytes)
 

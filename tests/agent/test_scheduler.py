@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from worlds import SHAPE
 
+from meedge_ray.agent import scheduler as scheduler_module
 from meedge_ray.agent.scheduler import Scheduler
 from meedge_ray.api.agent import MemoryPolicy
 from meedge_ray.bundle.store import UnitStore
@@ -138,6 +139,25 @@ def test_a_sudden_drop_ends_the_running_inference_with_its_best_and_the_next_one
     assert device.resident_bytes == world.bundle.backbone_bytes
     assert scheduler.drops == 1
     assert scheduler.infer(sample).ending == "completed"
+
+
+def test_freed_memory_is_given_back_before_it_counts_against_the_units(
+    scheduler, device, script, world, clock, monkeypatch
+):
+    freed_bytes = [60_000]
+    monkeypatch.setattr(scheduler_module, "release_to_os", lambda: freed_bytes.__setitem__(0, 0))
+    monkeypatch.setattr(scheduler_module, "_TRIM_S", 1e9)
+    scheduler.look()
+    script.used_bytes = lambda: device.resident_bytes + freed_bytes[0]
+    script.limit_bytes = world.bundle.backbone_bytes + 60_000
+    scheduler.set_memory(EVERYTHING)
+    assert device.resident_bytes == world.bundle.backbone_bytes
+    assert freed_bytes == [60_000]
+    monkeypatch.setattr(scheduler_module, "_TRIM_S", 0.0)
+    clock.now += 1
+    scheduler.look()
+    scheduler.set_memory(EVERYTHING)
+    assert device.resident_bytes > world.bundle.backbone_bytes
 
 
 def test_an_inference_that_memory_cuts_before_any_result_is_begun_again_and_answers(
