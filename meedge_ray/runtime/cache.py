@@ -134,10 +134,10 @@ class Cache:
         try:
             return self._at_hand(unit)
         except (NotFoundError, IntegrityError, UnavailableError):
-            giving_way(lambda: self._fetch([unit], _ignore))
+            giving_way(lambda: self._fetch([unit], lambda _: None))
         return self._at_hand(unit)
 
-    def ensure_all(self, units: Iterable[Unit], progress: Callable[[Progress], None] = _ignore) -> None:
+    def ensure_all(self, units: Iterable[Unit], progress: Callable[[Progress], None] = lambda _: None) -> None:
         """Fetch and keep those of the units that are not held whole, in order, all in one answer of the service.
 
         Args:
@@ -180,14 +180,19 @@ class Cache:
             raise
 
     def _fetch(self, units: list[Unit], progress: Callable[[Progress], None]) -> None:
+        def told(downloads: list[Download], later: list[Unit]) -> None:
+            progress(_progress(units, downloads, later))
+
         with self._downloading:
             missing = [unit for unit in units if not self._has(unit)]  # another thread may have fetched some meanwhile
             while missing:
                 batch, missing = missing[:MOST_UNITS], missing[MOST_UNITS:]
-                self._fetch_batch(batch, lambda downloads, later=missing: progress(_progress(units, downloads, later)))
+                self._fetch_batch(batch, missing, told)
         progress(_progress(units, [], []))
 
-    def _fetch_batch(self, units: list[Unit], told: Callable[[list[Download]], None]) -> None:
+    def _fetch_batch(
+        self, units: list[Unit], later: list[Unit], told: Callable[[list[Download], list[Unit]], None]
+    ) -> None:
         with ExitStack() as stack:
             downloads = [stack.enter_context(closing(self._download(unit))) for unit in units]
             start, before_bytes = time.perf_counter(), self.fetched_bytes
@@ -195,7 +200,7 @@ class Cache:
 
             def arrived(size_bytes: int) -> None:
                 self.fetched_bytes += size_bytes
-                told(downloads)
+                told(downloads, later)
 
             def whole(download: Download) -> None:
                 nonlocal measured
@@ -234,10 +239,6 @@ class Cache:
 
     def _bundle_path(self, model: str) -> Path:
         return self.store.root / "bundles" / f"{quote(model, safe='')}.bundle"
-
-
-def _ignore(_progress: Progress) -> None:
-    pass
 
 
 def _progress(units: list[Unit], downloads: list[Download], later: list[Unit]) -> Progress:

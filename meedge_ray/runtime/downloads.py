@@ -110,6 +110,8 @@ class Download:
     def close(self) -> None:
         """Let go of the file, which keeps what it holds, and of what is in memory."""
         self._memory.clear()
+        if self._file is not None and self.size_bytes == 0:
+            self._remove_file()
         self._close_file()
 
     def _take_up(self, file: int) -> None:

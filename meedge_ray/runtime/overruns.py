@@ -9,7 +9,7 @@ _MOST = 0.5  # of the time there is: with less to send in, nothing would be sent
 class Overruns:
     """Keeps free of the next placement's time what the last few took besides, at most.
 
-    That is the round trips of the two requests, for the placement and for its units, the units' loading, and what a busy
+    That is the round trips of the requests, for the placement and for its units, the units' loading, and what a busy
     device waits for its processor.
     """
 

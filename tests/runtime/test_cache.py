@@ -6,14 +6,19 @@ import subprocess
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from worlds import make_world
 
 from meedge_ray.bundle.manifest import bundle_json
 from meedge_ray.bundle.store import UnitStore, sha256_of
 from meedge_ray.domain.elastic import Unit
 from meedge_ray.domain.errors import IntegrityError, NotFoundError, UnavailableError
+from meedge_ray.runtime import cache as cache_module
 from meedge_ray.runtime import client as client_module
 from meedge_ray.runtime.cache import Cache, Progress
 from meedge_ray.runtime.client import ServiceClient
@@ -92,7 +97,7 @@ def test_a_damaged_partial_is_thrown_away_and_fetched_anew_once(cache, service, 
     with pytest.raises(IntegrityError, match="arrived damaged"):
         cache.ensure(large[1])
     assert service.asked() == [[(large[1].sha256, 1_000)], [(large[1].sha256, 0)]]
-    assert partial(cache, large[1]).stat().st_size == 0
+    assert not partial(cache, large[1]).exists()
     assert cache.held(large) == {unit.sha256}
 
 
@@ -119,6 +124,67 @@ def test_a_damaged_unit_is_fetched_anew(cache, service, large):
     with pytest.raises(IntegrityError):
         cache.stored(unit)
     assert cache.held(large) == {other.sha256 for other in large[1:]}
+
+
+def test_all_that_is_missing_comes_by_one_request(cache, service, large):
+    first, second, third = large
+    partial(cache, second).parent.mkdir(parents=True)
+    partial(cache, second).write_bytes(service.world.units[second.sha256][:1_000])
+    cache.ensure_all([first, second, third])
+    assert service.asked() == [[(first.sha256, 0), (second.sha256, 1_000), (third.sha256, 0)]]
+    assert len(service.requests) == 1
+    assert cache.fetched_bytes == 899_000
+
+
+def test_more_units_than_a_request_may_name_come_by_several(cache, service, large, monkeypatch):
+    monkeypatch.setattr(cache_module, "MOST_UNITS", 2)
+    told = []
+    cache.ensure_all(large, told.append)
+    assert [len(units) for units in service.asked()] == [2, 1]
+    assert all(cache.stored(unit) == service.world.units[unit.sha256] for unit in large)
+    assert [step.received_bytes for step in told] == sorted(step.received_bytes for step in told)
+    assert told[-1] == Progress(units=3, units_done=3, size_bytes=900_000, received_bytes=900_000)
+
+
+@given(
+    units=st.lists(st.tuples(st.integers(0, 150_000), st.integers(0, 150_000)), max_size=5),
+    cuts=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 150_000)), max_size=6),
+)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_was_there_and_wherever_it_is_cut_the_units_come_and_no_byte_twice(client, service, units, cuts):
+    contents = [bytes([index]) + random.Random(index).randbytes(size) for index, (size, _) in enumerate(units)]
+    wanted = [Unit(sha256=sha256_of(data), size_bytes=len(data)) for data in contents]
+    service.world = replace(
+        service.world, units={unit.sha256: data for unit, data in zip(wanted, contents, strict=True)}
+    )
+    service.break_after = {
+        unit.sha256: [size for place, size in cuts if place == index and size < unit.size_bytes]
+        for index, unit in enumerate(wanted)
+    }
+    with TemporaryDirectory() as folder:
+        cache = Cache(client, UnitStore(Path(folder)))
+        (Path(folder) / "partial").mkdir()
+        missing_bytes = 0
+        for unit, data, (_, had) in zip(wanted, contents, units, strict=True):
+            partial(cache, unit).write_bytes(data[:had])
+            missing_bytes += len(data[had:])
+        fetched_bytes = 0
+        for _ in range(len(cuts) + 1):
+            cache = reopened(cache)
+            with contextlib.suppress(UnavailableError):
+                cache.ensure_all(wanted)
+            fetched_bytes += cache.fetched_bytes
+        assert [cache.stored(unit) for unit in wanted] == contents
+        assert fetched_bytes == missing_bytes
+        assert list((Path(folder) / "partial").iterdir()) == []
+
+
+def test_units_that_came_before_a_cut_are_kept_and_count_for_the_rate(cache, service, large):
+    service.break_after[large[2].sha256] = [10_000] * 2
+    with pytest.raises(UnavailableError):
+        cache.ensure_all(large)
+    assert cache.rate_bps > 0
+    assert cache.held(large) == {unit.sha256 for unit in large[:2]}
 
 
 def test_several_units_come_over_one_connection_and_tell_how_far_they_are(service, large, store):

@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 
 from meedge_ray.api.serving import PlacementRequest
+from meedge_ray.bundle.manifest import bundle_units
 from meedge_ray.domain.errors import (
     IntegrityError,
     InvalidInputError,
@@ -61,9 +62,20 @@ def test_a_broken_transmission_goes_on_where_it_broke(client, service, world, un
 
 def test_a_transmission_that_breaks_every_time_is_given_up(client, service, unit):
     service.break_after[unit.sha256] = [10] * 10
-    with pytest.raises(UnavailableError, match=unit.sha256):
+    with pytest.raises(UnavailableError, match="received 10 bytes"):
         fetch(client, unit)
-    assert len(service.requests) == 4
+    assert service.asked() == [[(unit.sha256, offset)] for offset in (0, 10, 20, 30)]
+
+
+def test_as_long_as_units_become_whole_a_transmission_that_breaks_is_not_given_up(client, service, world):
+    units = bundle_units(world.bundle)
+    for unit in units:
+        service.break_after[unit.sha256] = [10, 10, 10]
+    whole = []
+    downloads = [Download(unit.sha256, unit.size_bytes) for unit in units]
+    client.receive(downloads, arrived=lambda _: None, whole=whole.append)
+    assert whole == downloads
+    assert all(download.data() == world.units[download.sha256] for download in downloads)
 
 
 def test_other_bytes_than_named_are_refused(client, service, world, unit):

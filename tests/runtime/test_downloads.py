@@ -52,6 +52,13 @@ def test_other_bytes_are_complete_and_not_intact(tmp_path):
         assert (tmp_path / "unit").stat().st_size == 0
 
 
+def test_of_what_did_not_begin_to_come_no_file_is_left(tmp_path):
+    path = tmp_path / "unit"
+    with closing(Download(SHA256, len(DATA), path)):
+        assert path.exists()
+    assert not path.exists()
+
+
 def test_a_file_longer_than_the_unit_is_begun_anew(tmp_path):
     (tmp_path / "unit").write_bytes(DATA + b"x")
     with closing(Download(SHA256, len(DATA), tmp_path / "unit")) as download:

@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 from meedge_ray.actors.service.admission import Served
 from meedge_ray.actors.service.app import create_app
 from meedge_ray.actors.service.catalog import Catalog
-from meedge_ray.api.serving import ErrorBody, FrontierResponse, ModelList, PlacementResponse
+from meedge_ray.actors.service.unit_stream import unit_stream
+from meedge_ray.api.serving import (
+    MOST_UNITS,
+    ErrorBody,
+    FrontierResponse,
+    ModelList,
+    PlacementResponse,
+    UnitsRequest,
+)
 from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.bundle.manifest import bundle_json, bundle_sha256, bundle_units, unit_store
 from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.elastic import bytes_of, units_of
-from meedge_ray.domain.errors import InvalidInputError, NotFoundError
+from meedge_ray.domain.errors import IntegrityError, InvalidInputError, NotFoundError
 from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
 from meedge_ray.runtime.device import Device
@@ -331,6 +339,78 @@ def test_an_impossible_range_is_refused_with_the_size(http, world, value):
     assert response.headers["Content-Range"] == f"bytes */{len(data)}"
 
 
+def units_request(*units):
+    return {"units": [{"sha256": sha256, "offset_bytes": offset} for sha256, offset in units]}
+
+
+def test_what_is_lacked_of_several_units_comes_one_after_the_other_in_the_order_asked_for(http, world):
+    asked = [(sha256, index * 7 % (len(world.units[sha256]) + 1)) for index, sha256 in enumerate(sorted(world.units))]
+    asked[2] = (asked[2][0], len(world.units[asked[2][0]]))  # nothing is lacked of this one
+    for units in (asked, asked[::-1], asked[:1]):
+        response = http.post("/v1/units", json=units_request(*units))
+        assert response.status_code == 200, response.text
+        assert response.content == b"".join(world.units[sha256][offset:] for sha256, offset in units)
+        assert response.headers["Content-Length"] == str(len(response.content))
+        assert response.headers["Content-Type"] == "application/octet-stream"
+    [unit] = units_request(asked[1])["units"]
+    del unit["offset_bytes"]
+    assert http.post("/v1/units", json={"units": [unit]}).content == world.units[unit["sha256"]]
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "where"),
+    [
+        ({"offset_bytes": 10**6}, 422, "body.units.1.offset_bytes"),
+        ({"offset_bytes": 10**30}, 422, "body.units.1.offset_bytes"),
+        ({"offset_bytes": -1}, 422, "body.units.1.offset_bytes"),
+        ({"offset_bytes": 0.5}, 422, "body.units.1.offset_bytes"),
+        ({"length_bytes": 1}, 422, "body.units.1.length_bytes"),
+        ({"sha256": "short"}, 422, "body.units.1.sha256"),
+        ({"sha256": "A" * 64}, 422, "body.units.1.sha256"),
+        ({"sha256": "../" * 21 + "a"}, 422, "body.units.1.sha256"),
+        ({"sha256": "f" * 64}, 404, "sha256"),
+    ],
+)
+def test_one_unit_that_cannot_be_sent_has_all_refused_before_anything_is_sent(http, world, second, status, where):
+    first, other, *_ = sorted(world.units)
+    body = {"units": [{"sha256": first}, {"sha256": other} | second]}
+    said = error(http.post("/v1/units", json=body), status)
+    assert said.where == where
+    assert said.what
+    assert said.do
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b'{"units": []}', b'{"units": 1}', b'{"units": ["a"]}', b'{"units": [{}], "x": 1}'],
+)
+def test_what_is_no_request_for_units_is_refused(http, body):
+    response = http.post("/v1/units", content=body, headers={"Content-Type": "application/json"})
+    assert error(response, 422).where.startswith("body")
+
+
+def test_too_many_units_at_once_and_one_unit_twice_are_refused(http, world):
+    many = [(f"{number:064x}", 0) for number in range(MOST_UNITS + 1)]
+    assert error(http.post("/v1/units", json=units_request(*many)), 422).where == "body.units"
+    assert "no served model" in error(http.post("/v1/units", json=units_request(*many[1:])), 404).what
+    twice = units_request((min(world.units), 0), (min(world.units), 1))
+    assert "twice" in error(http.post("/v1/units", json=twice), 422).what
+
+
+def test_a_file_cut_short_while_it_is_sent_ends_the_stream(tmp_path, world, bundle_writer):
+    bundle_writer(tmp_path, world)
+    first, second, *_ = sorted(world.units)
+    request = UnitsRequest.model_validate(units_request((first, 0), (second, 0)))
+    stream = unit_stream(Catalog([tmp_path]), request)
+    unit_store(tmp_path).path(first).write_bytes(world.units[first][:-1])
+
+    async def sent():
+        return [chunk async for chunk in stream.body_iterator]
+
+    with pytest.raises(IntegrityError, match="cut short"):
+        asyncio.run(sent())
+
+
 @pytest.mark.parametrize("name", ["f" * 64, "short", "..%2f..%2fbundle.json", "A" * 64])
 def test_only_units_that_a_served_bundle_names_are_sent(http, name):
     assert error(http.get(f"/v1/units/{name}"), 404).what
@@ -341,11 +421,12 @@ def test_a_unit_in_the_store_that_no_bundle_names_is_not_sent(tmp_path, world, s
     stray = unit_store(tmp_path).put(b"secret")
     with serving([tmp_path]) as http:
         error(http.get(f"/v1/units/{stray.sha256}"), 404)
+        error(http.post("/v1/units", json=units_request((min(world.units), 0), (stray.sha256, 0))), 404)
 
 
 def test_damaged_units_are_never_sent(tmp_path, world, serving, bundle_writer):
     bundle_writer(tmp_path, world)
-    (first, second, third, *_) = sorted(world.units)
+    (first, second, third, sound, *_) = sorted(world.units)
     store = unit_store(tmp_path)
     with serving([tmp_path]) as http:
         assert http.get(f"/v1/units/{first}").status_code == 200
@@ -356,6 +437,7 @@ def test_damaged_units_are_never_sent(tmp_path, world, serving, bundle_writer):
             said = error(http.get(f"/v1/units/{sha256}"), status)
             assert sha256 in said.what
             assert said.do
+            assert error(http.post("/v1/units", json=units_request((sound, 0), (sha256, 1))), status) == said
             store.put(world.units[sha256])
             assert http.get(f"/v1/units/{sha256}").content == world.units[sha256]
 

@@ -124,6 +124,10 @@ def refused(response, status):
     return said
 
 
+def units_request(*names):
+    return {"units": [{"sha256": name} for name in names]}
+
+
 def test_a_device_registers_says_how_it_is_and_is_told_what_to_do(service, world):
     credential = service.register()
     answer = service.told(credential)
@@ -178,6 +182,7 @@ def test_a_device_reads_its_model_and_nothing_else(service, world, other_world, 
         ("GET", "/v1/models/tiny/frontier", None),
         ("POST", "/v1/models/tiny/placements", {"memory_bytes": 10**9}),
         ("GET", f"/v1/units/{own}", None),
+        ("POST", "/v1/units", units_request(own)),
     ]
     for method, path, body in allowed:
         assert service.ask(method, path, credential, json=body).status_code == 200, path
@@ -190,6 +195,10 @@ def test_a_device_reads_its_model_and_nothing_else(service, world, other_world, 
         ("POST", "/v1/models/other/placements", {"memory_bytes": 10**9}),
         ("GET", f"/v1/units/{foreign}", None),
         ("GET", f"/v1/units/{'0' * 64}", None),
+        ("POST", "/v1/units", units_request(foreign)),
+        ("POST", "/v1/units", units_request(own, foreign)),
+        ("POST", "/v1/units", units_request("0" * 64)),
+        ("GET", "/v1/units", None),
         ("DELETE", f"/v1/units/{own}", None),
         ("PUT", "/v1/devices/other/status", status),
         ("POST", "/v1/devices/other/credential", None),
@@ -200,6 +209,7 @@ def test_a_device_reads_its_model_and_nothing_else(service, world, other_world, 
     ]:
         refused(service.ask(method, path, credential, json=body), 403)
     assert service.ask("GET", f"/v1/units/{foreign}", token).status_code == 200
+    assert service.ask("POST", "/v1/units", token, json=units_request(own, foreign)).status_code == 200
 
 
 def test_units_of_the_bundle_before_may_still_be_read(running, bundle_writer, worlds, world, token, tmp_path):
@@ -215,7 +225,9 @@ def test_units_of_the_bundle_before_may_still_be_read(running, bundle_writer, wo
         served.replace(catalog, token)
         for sha256 in (*before.units, *after.units):
             assert service.ask("GET", f"/v1/units/{sha256}", credential).status_code == 200
+        assert service.ask("POST", "/v1/units", credential, json=units_request(*before.units)).status_code == 200
         refused(service.ask("GET", f"/v1/units/{min(world.units)}", credential), 403)
+        refused(service.ask("POST", "/v1/units", credential, json=units_request(min(world.units))), 403)
 
 
 def test_an_enrolment_token_registers_and_nothing_else(service, world):
@@ -224,6 +236,7 @@ def test_an_enrolment_token_registers_and_nothing_else(service, world):
         ("GET", "/v1/devices"),
         ("GET", "/v1/models/tiny/bundle"),
         ("GET", f"/v1/units/{min(world.units)}"),
+        ("POST", "/v1/units"),
         ("PUT", "/v1/devices/pi/status"),
         ("POST", "/v1/devices/pi/credential"),
     ]:

@@ -18,7 +18,10 @@ from meedge_ray.actors.cluster import cluster
 from meedge_ray.actors.service.credentials import enrolment_token
 from meedge_ray.actors.service.serving import run_service, stop_service
 from meedge_ray.api.devices import Registration
+from meedge_ray.bundle.manifest import bundle_units
+from meedge_ray.bundle.store import UnitStore
 from meedge_ray.domain.errors import MeedgeError
+from meedge_ray.runtime.cache import Cache
 from meedge_ray.runtime.client import ServiceClient
 
 directory, certificate, key = map(Path, sys.argv[1:4])
@@ -44,6 +47,11 @@ with cluster():
         said["answer"] = http.put("/v1/devices/pi/status", json=status, headers=own).raise_for_status().json()
         said["frontier"] = http.get("/v1/models/tiny/frontier", headers=own).status_code
         said["models_of_a_device"] = http.get("/v1/models", headers=own).status_code
+        with ServiceClient(url, credential, ca_file=certificate) as device:
+            cache = Cache(device, UnitStore(Path("cache")))
+            units = bundle_units(cache.bundle("tiny"))
+            cache.ensure_all(units)
+            said["fetched"] = len(cache.held(units)) == len(units) and cache.fetched_bytes
         listed = http.get("/v1/devices", headers={"Authorization": "Bearer token"}).raise_for_status().json()
         said["listed"] = [entry["device"] for entry in listed["devices"]]
     stop_service()
@@ -93,6 +101,7 @@ def test_a_thin_device_is_served_over_https_and_a_stranger_trusts_it_not(world, 
     assert "certificate" in said["stranger"].lower()
     assert (said["frontier"], said["models_of_a_device"]) == (200, 403)
     assert said["answer"]["desired"]["model"] == "tiny"
+    assert said["fetched"] == sum(len(data) for data in world.units.values())
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray Serve's import
