@@ -214,6 +214,11 @@ def tell(scene: Scene, resident: Resident, limit_bytes: int, in_ms: float) -> No
     """Tell ours of a limit that is to come, as the budget of units that fits it."""
     if not resident.alive:
         return
+    with suppress(UnavailableError):  # it may be killed in just this moment
+        _tell(scene, resident, limit_bytes, in_ms)
+
+
+def _tell(scene: Scene, resident: Resident, limit_bytes: int, in_ms: float) -> None:
     status = resident.client.status()
     if status.running is None:  # not ours: it would not listen
         return

@@ -27,6 +27,7 @@ from _edge_contest import (
     CHANGES,
     CONTESTANTS,
     EARLY_S,
+    GREEDY,
     OURS,
     OURS_BARE,
     START,
@@ -54,7 +55,7 @@ SPARE_BYTES = 2**20  # above what is needed, and the head-room
 RATES_MIB = (20, 50, 100, 200, 400)  # a second, of the neighbour's growth
 TRIES = 3  # of starting a process: what it needs differs by MiB from one to the next
 SWINGS = 5  # of the neighbour at each rate
-RANDOM_CHANGES, HEAVY_CHANGES = 1000, 300
+RANDOM_CHANGES, HEAVY_CHANGES = 1000, 200
 MOST_LOADING_BYTES = 8 * 2**20  # there is room for at the highest limit: the largest units stay out
 TOLD_S = 0.25  # before a foreseen one of the random changes
 NEEDS = (*CONTESTANTS, OURS_BARE)
@@ -137,7 +138,10 @@ def shown(scene: Scene, *, quick: bool) -> Figures:
 def changed_at_random(scene: Scene, heavy: Scene, needs: Figures, *, quick: bool) -> Figures:
     """Change the limit of ours a thousand times; then where its branches are so heavy that the kernel insists."""
     runs = {}
-    for name, its, count in (("own_branches", scene, RANDOM_CHANGES), ("heavy_branches", heavy, HEAVY_CHANGES)):
+    for name, its, count in (
+        ("own_branches", replace(scene, policy=GREEDY), RANDOM_CHANGES),
+        ("heavy_branches", replace(heavy, policy=GREEDY), HEAVY_CHANGES),
+    ):
         most_bytes, headroom_bytes = need_bytes(its, OURS), its.policy.headroom_bytes
         loading = max(loading_bytes(unit.size_bytes) for branch in its.bundle.branches for unit in branch.units)
         low = needs[OURS_BARE] + headroom_bytes + SPARE_BYTES
