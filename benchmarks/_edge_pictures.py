@@ -39,6 +39,8 @@ def seven_changes_picture(stories: Mapping[str, Mapping[str, Any]], path: Path) 
     lives.set_yticks(range(len(stories)), [LOOKS[name][0] for name in stories])
     lives.set_ylim(len(stories) - 0.5, -0.5)
     lives.set_title("alive (x: killed for memory)", loc="left", fontsize=10)
+    limits = [change["limit_bytes"] / _MIB for change in next(iter(stories.values()))["changes"]]
+    memory.set_ylim(top=max(limits) + 2)  # who loads without a limit holds more for a moment
     memory.set_ylabel("memory of the process (MiB)")
     memory.set_title("what there is, and what each holds of it", loc="left", fontsize=10, pad=14)
     accuracy.set(ylabel="right, under random kills", ylim=(0, 1))
@@ -57,7 +59,6 @@ def _limit(axes: Axes, story: Mapping[str, Any]) -> None:
     at_s = [change["at_s"] for change in changes] + [story["watched"][-1][0]]
     limits = [change["limit_bytes"] / _MIB for change in changes]
     axes.step(at_s, [*limits, limits[-1]], where="post", color=_LIMIT, linewidth=3, alpha=0.45, label="the limit")
-    axes.set_ylim(top=max(limits) + 2)
 
 
 def _changes(axes: Axes, story: Mapping[str, Any]) -> None:
