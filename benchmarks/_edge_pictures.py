@@ -39,7 +39,7 @@ def seven_changes_picture(stories: Mapping[str, Mapping[str, Any]], path: Path) 
     lives.set_yticks(range(len(stories)), [LOOKS[name][0] for name in stories])
     lives.set_ylim(len(stories) - 0.5, -0.5)
     lives.set_title("alive (x: killed for memory)", loc="left", fontsize=10)
-    limits = [change["limit_bytes"] / _MIB for change in next(iter(stories.values()))["changes"]]
+    limits = [change["limit_bytes"] / _MIB for change in first["changes"]]
     memory.set_ylim(top=max(limits) + 2)  # who loads without a limit holds more for a moment
     memory.set_ylabel("memory of the process (MiB)")
     memory.set_title("what there is, and what each holds of it", loc="left", fontsize=10, pad=14)
