@@ -76,9 +76,12 @@ class ModelLoader:
         placer = Placer(
             bundle, device_type=self.device_type, horizon_ms=self.horizon_ms, distribution=self.distribution
         )
+        units = [block.unit for block in bundle.blocks]
+        if len(self._cache.held(units)) < len(units):
+            self._cache.ensure_all(units)
         engine = Engine(
             bundle.input,
-            (self._block(block.unit) for block in bundle.blocks),
+            map(self._block, units),
             final_accuracy=bundle.final_accuracy,
             threads=self._threads,
         )
@@ -88,10 +91,9 @@ class ModelLoader:
         return Sbran(bundle, placer, engine, self._stored, planner_of)
 
     def _block(self, unit: Unit) -> bytes:
-        data = self._cache.ensure(unit)
         # Without its backbone a device does not answer at all: the head-room may be used for that.
         self._check_room(unit, within_headroom=True)
-        return data
+        return self._cache.ensure(unit)
 
     def _stored(self, unit: Unit) -> bytes:
         self._check_room(unit, within_headroom=False)

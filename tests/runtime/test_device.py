@@ -38,6 +38,13 @@ def test_a_device_starts_with_the_backbone_and_answers(device, world, samples):
     assert device.infer(samples[0]).label == world.logits(samples[:1])[None][0].argmax()
 
 
+def test_a_new_device_gets_its_whole_backbone_in_one_answer(service, store, world):
+    with ServiceClient(service.url, service.token) as client:
+        Device(Cache(client, store), "tiny")
+    [units] = [units for _, path, units in service.requests if path == "/v1/units"]
+    assert len(units) == len({block.unit.sha256 for block in world.bundle.blocks}) > 1
+
+
 def test_the_service_places_and_only_missing_units_travel(device, service, world, whole_bytes):
     best = Placer(world.bundle).place(whole_bytes)
     service.requests.clear()
