@@ -41,7 +41,7 @@ def test_a_device_starts_with_the_backbone_and_answers(device, world, samples):
 def test_a_new_device_gets_its_whole_backbone_in_one_answer(service, store, world):
     with ServiceClient(service.url, service.token) as client:
         Device(Cache(client, store), "tiny")
-    [units] = [units for _, path, units in service.requests if path == "/v1/units"]
+    [units] = service.asked()
     assert len(units) == len({block.unit.sha256 for block in world.bundle.blocks}) > 1
 
 
