@@ -27,6 +27,14 @@ LOOKS = {  # name in pictures, colour, line
     "trained_together": ("its own exits", "#56B4E9", (0, (1, 1))),
     "meedge": ("meedge-ray", "#D55E00", "-"),
 }
+_MARKERS = {
+    "single_exit": "o",
+    "multi_exit_fc": "v",
+    "spinn": "P",
+    "branchynet": "D",
+    "einet": "s",
+    "trained_together": "^",
+}
 _PREDICTED = "#777777"
 _MIB = 2.0**20
 
@@ -191,9 +199,9 @@ def _over_memory(evaluation: Evaluation) -> Figure:
         marker=".",
         label=label,
     )
-    for marker, (name, point) in zip("oDsv", evaluation.baselines_over_memory.items(), strict=False):
+    for name, point in evaluation.baselines_over_memory.items():
         label, color, _ = LOOKS[name]
-        axes.plot(point.memory_bytes / _MIB, point.mae, marker, color=color, label=label, markersize=8)
+        axes.plot(point.memory_bytes / _MIB, point.mae, _MARKERS[name], color=color, label=label, markersize=8)
     axes.set(xlabel="memory of backbone and branches (MiB)", ylabel="mAE", ylim=(0, 1))
     _percent(axes)
     axes.legend(loc="lower right")

@@ -7,7 +7,7 @@ from meedge_ray.api.time_distribution import TimeDistribution
 from meedge_ray.domain.elastic import Bundle, bytes_of
 from meedge_ray.domain.errors import BudgetError
 from meedge_ray.train.evaluation import Evaluation, evaluate
-from meedge_ray.train.report import MemoryChange, write_report
+from meedge_ray.train.report import LOOKS, MemoryChange, _over_memory, write_report
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,14 @@ def test_the_report_holds_every_figure_and_picture(measured: Evaluation, tmp_pat
     assert set(content["comparisons"]["spinn"]) >= {"ours", "mae_gain", "killed_gain"}
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == 6
+
+
+def test_the_picture_over_memory_shows_every_baseline(measured: Evaluation) -> None:
+    assert len(measured.baselines_over_memory) >= 5
+    legend = _over_memory(measured).axes[0].get_legend()
+    assert legend is not None
+    shown = {text.get_text() for text in legend.get_texts()}
+    assert shown == {LOOKS[name][0] for name in ("meedge", *measured.baselines_over_memory)}
 
 
 def test_progress_is_told(tiny: tuple[Path, Bundle]) -> None:
